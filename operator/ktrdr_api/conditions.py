@@ -1,0 +1,100 @@
+"""Condition types, and every reason that can stand in one: the vocabulary of `kubectl describe`.
+
+Used by the operator's policies and by the documentation (`docs/reference/conditions.md` is generated
+from this module). A reason is API: scripts and alerts match on it.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class ConditionType(StrEnum):
+    """The eight conditions of a TrainingJob; all are present from the operator's first visit."""
+
+    RECONCILING = "Reconciling"
+    """Not yet where the spec wants it (kstatus: InProgress)."""
+    STALLED = "Stalled"
+    """Failed for good, or cannot go on without a person (kstatus: Failed)."""
+    SUSPENDED = "Suspended"
+    """Holds no pod on purpose."""
+    RUNNING = "Running"
+    """The trainer has started and has not ended."""
+    COMPLETE = "Complete"
+    """The model is stored."""
+    FAILED = "Failed"
+    """Ended without a model: failure or cancel."""
+    CANCELLED = "Cancelled"
+    """Ended because a person asked; the receipt is in `status.cancellation`."""
+    FINISHED = "Finished"
+    """Will never run again, whatever the end was."""
+
+
+TERMINAL: Final = (
+    ConditionType.COMPLETE,
+    ConditionType.FAILED,
+    ConditionType.CANCELLED,
+    ConditionType.FINISHED,
+)
+"""Once True, True for ever (also by CEL)."""
+
+
+class Reason(StrEnum):
+    """Reasons of conditions and events."""
+
+    PENDING = "Pending"
+    """Seen, pods not created yet."""
+    STARTING = "Starting"
+    """Pods exist, the trainer has not started."""
+    UNSCHEDULABLE = "Unschedulable"
+    """No node takes the pod; `waiting.message` has the scheduler's words."""
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    """The image could not be pulled within the grace time."""
+    VOLUME_NOT_READY = "VolumeNotReady"
+    """A PersistentVolumeClaim is missing or not bound."""
+    STRATEGY_NOT_FOUND = "StrategyNotFound"
+    """The ConfigMap or its key is missing; the job starts when it appears."""
+    CREATE_REFUSED = "CreateRefused"
+    """The API server refused a child (quota, admission, PSA); `waiting.message` has its words."""
+    NAME_CONFLICT = "NameConflict"
+    """A child's name is taken by an object of another owner, which is left untouched."""
+    RUNNING = "Running"
+    """The trainer runs."""
+    RETRYING = "Retrying"
+    """An attempt ended and another will be made after the backoff."""
+    CANCELLING = "Cancelling"
+    """Cancel was asked; the trainer has not ended yet."""
+    CANCELLED = "Cancelled"
+    """Ended on request."""
+    COMPLETED = "Completed"
+    """Ended with a stored model."""
+    INVALID_STRATEGY = "InvalidStrategy"
+    """The strategy was refused (exit code 2)."""
+    INVALID_REQUEST = "InvalidRequest"
+    """The request was refused (exit code 2)."""
+    INVALID_DATA = "InvalidData"
+    """Market data are missing or bad (exit code 3)."""
+    OOM_KILLED = "OOMKilled"
+    """The trainer was killed at its memory limit; not retried."""
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    """Failed more often than `backoffLimit` allows."""
+    TRAINER_FAILED = "TrainerFailed"
+    """The trainer ended with an error."""
+    DISRUPTED = "Disrupted"
+    """The pod was evicted, preempted, drained or deleted; retried, not counted."""
+    DELETED = "Deleted"
+    """The TrainingJob is being deleted; its pods are being stopped."""
+    NOT_APPLICABLE = "NotApplicable"
+    """This condition does not apply in the present state."""
+
+
+class Phase(StrEnum):
+    """One word for people, derived from the conditions; programs read conditions."""
+
+    PENDING = "Pending"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    CANCELLING = "Cancelling"
+    RETRYING = "Retrying"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"

@@ -1,0 +1,75 @@
+"""Every name that two programs must agree on: one documented constant each.
+
+Called by all packages. Values here are API: a change needs a decision record.
+"""
+
+from typing import Final
+
+GROUP: Final = "ktrdr.io"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "TrainingJob"
+PLURAL: Final = "trainingjobs"
+SINGULAR: Final = "trainingjob"
+SHORT_NAME: Final = "ktj"
+CATEGORY: Final = "ktrdr"
+RESOURCE: Final = f"{PLURAL}.{GROUP}"
+"""What people type: another vendor ships a plural `trainingjobs` too."""
+
+NAME_MAX_LENGTH: Final = 52
+"""Leaves room for `-<attempt>-<rank>` in a 63-character pod hostname."""
+
+OPERATOR_MANAGER: Final = "ktrdr-operator"
+"""SSA field manager of everything the operator writes."""
+TRAINER_MANAGER: Final = "ktrdr-trainer"
+"""SSA field manager of `status.progress`."""
+
+LABEL_JOB: Final = f"{GROUP}/job"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_RANK: Final = f"{GROUP}/rank"
+LABEL_APP_NAME: Final = "app.kubernetes.io/name"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
+
+QUEUE_NAME_LABEL: Final = "kueue.x-k8s.io/queue-name"
+PRIORITY_CLASS_LABEL: Final = "kueue.x-k8s.io/priority-class"
+PARENT_LABELS_COPIED: Final = (QUEUE_NAME_LABEL, PRIORITY_CLASS_LABEL)
+"""The only labels of a TrainingJob that its pods inherit (Kueue's plain-pod integration)."""
+
+TRAINER_CONTAINER: Final = "trainer"
+TRAINER_UID: Final = 10001
+TRAINER_COMMAND: Final = ("python", "-m", "ktrdr_trainer")
+
+REQUEST_FILE: Final = "request.json"
+"""Key of the run ConfigMap that holds the RunRequest."""
+STRATEGY_FILE: Final = "strategy.yaml"
+"""Key of the run ConfigMap that holds the strategy as resolved when the run started."""
+RUN_MOUNT: Final = "/run/ktrdr"
+DATA_MOUNT: Final = "/data"
+OUTPUT_MOUNT: Final = "/output"
+TOKEN_MOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a folder
+TERMINATION_LOG: Final = "/dev/termination-log"
+
+GPU_RESOURCES: Final = ("nvidia.com/gpu", "nvidia.com/gpu.shared", "amd.com/gpu")
+GPU_RESOURCE_PREFIX: Final = "nvidia.com/mig-"
+
+
+def is_gpu_resource(name: str) -> bool:
+    """Whether a resource name counts as GPUs in `status.gpus`."""
+    return name in GPU_RESOURCES or name.startswith(GPU_RESOURCE_PREFIX)
+
+
+def pod_name(job: str, attempt: int, rank: int = 0) -> str:
+    """Name of the pod that runs one rank of one attempt."""
+    return f"{job}-{attempt}-{rank}"
+
+
+def run_name(job: str, attempt: int) -> str:
+    """Name of the immutable ConfigMap that tells one attempt what to do."""
+    return f"{job}-run-{attempt}"
+
+
+def account_name(job: str) -> str:
+    """Name of the ServiceAccount, Role and RoleBinding of a job's trainer."""
+    return f"{job}-trainer"

@@ -1,0 +1,170 @@
+"""What a run is told and what it answers: the one door between whoever starts a trainer and the trainer.
+
+The operator writes a RunRequest into a ConfigMap, a person writes one into a file; the trainer reads
+it, and its last act is a RunResult: in full beside the model, and at most 4 KiB in the pod's
+termination message, so that the outcome survives an unreachable API server.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+TERMINATION_MESSAGE_MAX_BYTES: Final = 4096
+"""The kubelet cuts longer messages."""
+MESSAGE_MAX_LENGTH: Final = 1024
+
+ENV_POD_NAME: Final = "KTRDR_POD_NAME"
+ENV_POD_UID: Final = "KTRDR_POD_UID"
+ENV_NODE_NAME: Final = "KTRDR_NODE_NAME"
+"""The environment carries only what the pod's field references provide."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the trainer; anything else, 137 included, is a failure."""
+
+    COMPLETE = 0
+    BAD_REQUEST = 2
+    """Bad request or strategy: never retried."""
+    BAD_DATA = 3
+    """Bad market data: never retried."""
+    STOPPED = 10
+    """Stopped on request, checkpoint saved unless it was not wanted."""
+    TEMPORARY = 75
+    """A condition that may pass (EX_TEMPFAIL): retried and counted."""
+    TERMINATED = 143
+    """SIGTERM, checkpoint saved: a disruption, retried and not counted."""
+
+
+class Stage(StrEnum):
+    """What the trainer is doing."""
+
+    PREPARING = "Preparing"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    SAVING = "Saving"
+    CANCELLING = "Cancelling"
+    DONE = "Done"
+
+
+class CheckpointPolicy(StrEnum):
+    """Whether a cancelled run saves a checkpoint before it ends."""
+
+    BEST_EFFORT = "BestEffort"
+    NEVER = "Never"
+
+
+class RunModel(BaseModel):
+    """Base: frozen, camelCase on the wire, unknown keys refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid"
+    )
+
+
+class JobIdentity(RunModel):
+    """Which TrainingJob a run belongs to. `uid` tells same-named jobs apart."""
+
+    namespace: str
+    name: str
+    uid: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
+
+
+class Overrides(RunModel):
+    """What the job says instead of the strategy's `training_data`."""
+
+    symbols: tuple[str, ...] | None = None
+    timeframes: tuple[str, ...] | None = None
+    start_date: str | None = None
+    end_date: str | None = None
+
+
+class RunRequest(RunModel):
+    """Everything a trainer needs to know; written once per attempt, never changed."""
+
+    job: JobIdentity
+    attempt: Annotated[int, Field(ge=1)]
+    strategy_file: str
+    """Path of the strategy, relative to the request's folder."""
+    strategy_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the strategy's bytes: the run refuses another text."""
+    overrides: Overrides = Overrides()
+    data_folder: str
+    """Folder with `{SYMBOL}_{timeframe}.csv`; only read."""
+    output_folder: str
+    """Folder for `models/` and `checkpoints/`."""
+    checkpoint_period_seconds: Annotated[int, Field(ge=1)] = 300
+    progress_period_seconds: Annotated[int, Field(ge=1, le=60)] = 2
+    checkpoint_on_cancel: CheckpointPolicy = CheckpointPolicy.BEST_EFFORT
+    reporting: Literal["kubernetes", "file", "none"] = "none"
+    """Where progress goes: the TrainingJob's status, `progress.json` in the output folder, nowhere."""
+
+
+class CheckpointRef(RunModel):
+    """A durable checkpoint: where training can go on."""
+
+    epoch: int
+    step: int
+    path: Annotated[str, Field(max_length=512)]
+    """Relative to the output folder."""
+    time: str
+    """RFC 3339, trainer's clock."""
+    digest: Annotated[str, Field(max_length=71)]
+    """`sha256:` and 64 hex digits."""
+
+
+class ArtifactRef(RunModel):
+    """The stored model."""
+
+    path: Annotated[str, Field(max_length=512)]
+    """Folder, relative to the output folder."""
+    digest: Annotated[str, Field(max_length=71)]
+    size_bytes: int
+
+
+class Metric(RunModel):
+    """One number as text: the API forbids floats."""
+
+    name: Annotated[str, Field(max_length=63)]
+    value: Annotated[str, Field(max_length=32)]
+
+
+class Outcome(StrEnum):
+    """How a run ended, in its own words."""
+
+    SUCCEEDED = "Succeeded"
+    CANCELLED = "Cancelled"
+    TERMINATED = "Terminated"
+    FAILED = "Failed"
+
+
+class RunResult(RunModel):
+    """The last word of a run."""
+
+    job_uid: str
+    attempt: int
+    outcome: Outcome
+    exit_code: int
+    reason: Annotated[str, Field(max_length=64)]
+    """A `conditions.Reason`."""
+    message: Annotated[str, Field(max_length=MESSAGE_MAX_LENGTH)] = ""
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    epochs_completed: int = 0
+    best_epoch: int | None = None
+    duration_seconds: int = 0
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=32)] = ()
+    checkpoint: CheckpointRef | None = None
+    artifact: ArtifactRef | None = None
+
+    def termination_message(self) -> str:
+        """At most 4 KiB of JSON: metrics are dropped, then the message is cut, until it fits."""
+        text = self._json()
+        if len(text.encode()) <= TERMINATION_MESSAGE_MAX_BYTES:
+            return text
+        return self.model_copy(update={"metrics": (), "message": self.message[:256]})._json()
+
+    def _json(self) -> str:
+        return self.model_dump_json(by_alias=True, exclude_none=True)
