@@ -1,0 +1,139 @@
+"""The work queue: any number of events about a job become one run, and cancels overtake.
+
+Handlers and the reconciler put keys in; workers take them out, one worker per key at a time. What is
+urgent (cancel, delete) is taken before everything else. A failing key comes back with exponential
+backoff and full jitter, so that one poisonous object never slows the others.
+"""
+
+import asyncio
+import heapq
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+BACKOFF_BASE_SECONDS: Final = 0.5
+BACKOFF_CAP_SECONDS: Final = 60.0
+
+
+@dataclass
+class WorkQueue(Generic[K]):
+    """A set of dirty keys with an urgent lane, delayed keys and per-key backoff.
+
+    Repeatable: adding a key that is already waiting changes at most its lane or its time. A key added
+    while it is being worked on is worked on once more afterwards.
+    """
+
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    random: random.Random = field(default_factory=random.Random)
+    _urgent: OrderedDict[K, float] = field(default_factory=OrderedDict)
+    _normal: OrderedDict[K, float] = field(default_factory=OrderedDict)
+    _working: dict[K, bool] = field(default_factory=dict)
+    """Keys in work; True when they became dirty again meanwhile."""
+    _urgent_again: set[K] = field(default_factory=set)
+    _failures: dict[K, int] = field(default_factory=dict)
+    _delayed: list[tuple[float, int, K]] = field(default_factory=list)
+    _due: dict[K, float] = field(default_factory=dict)
+    _order: count[int] = field(default_factory=count)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, key: K, *, urgent: bool = False) -> None:
+        """Mark a key dirty."""
+        if key in self._working:
+            self._working[key] = True
+            if urgent:
+                self._urgent_again.add(key)
+        elif urgent:
+            since = self._normal.pop(key, self.clock())
+            self._urgent.setdefault(key, since)
+        elif key not in self._urgent:
+            self._normal.setdefault(key, self.clock())
+        self._wake.set()
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Mark a key dirty later; an earlier appointment stays."""
+        due = self.clock() + max(seconds, 0.0)
+        if key in self._due and self._due[key] <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._delayed, (due, next(self._order), key))
+        self._wake.set()
+
+    def retry(self, key: K) -> float:
+        """Bring a failed key back after its backoff; returns the seconds until then."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(failures, 16))
+        delay = self.random.uniform(ceiling / 2, ceiling)
+        self.add_after(key, delay)
+        return delay
+
+    def forget(self, key: K) -> None:
+        """Reset a key's backoff after a success."""
+        self._failures.pop(key, None)
+
+    def __len__(self) -> int:
+        """Keys waiting for a worker now."""
+        return len(self._urgent) + len(self._normal)
+
+    async def run(self, workers: int, work: Callable[[K, float], Awaitable[None]]) -> None:
+        """Work until cancelled.
+
+        Args:
+            workers: how many keys may be in work at once.
+            work: called with a key and the seconds it waited; it must not raise (it calls `retry`).
+        """
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(self._worker(work))
+
+    async def _worker(self, work: Callable[[K, float], Awaitable[None]]) -> None:
+        while True:
+            key, since = await self._take()
+            try:
+                await work(key, self.clock() - since)
+            finally:
+                self._done(key)
+
+    async def _take(self) -> tuple[K, float]:
+        while True:
+            self._wake.clear()
+            timeout = self._release_due()
+            for lane in (self._urgent, self._normal):
+                if lane:
+                    key, since = lane.popitem(last=False)
+                    self._working[key] = False
+                    if len(self):
+                        self._wake.set()
+                    return key, since
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            except TimeoutError:
+                continue
+
+    def _release_due(self) -> float | None:
+        """Move what is due into its lane; returns the seconds until the next appointment."""
+        now = self.clock()
+        while self._delayed:
+            due, _, key = self._delayed[0]
+            if self._due.get(key) != due:  # an earlier appointment replaced this one
+                heapq.heappop(self._delayed)
+            elif due <= now:
+                heapq.heappop(self._delayed)
+                del self._due[key]
+                self.add(key)
+            else:
+                return due - now
+        return None
+
+    def _done(self, key: K) -> None:
+        dirty = self._working.pop(key)
+        urgent = key in self._urgent_again
+        self._urgent_again.discard(key)
+        if dirty:
+            self.add(key, urgent=urgent)
