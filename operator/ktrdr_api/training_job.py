@@ -4,7 +4,7 @@ Read by the operator (parse once at the border, typed inside) and by `crd.py`. F
 the texts of `kubectl explain`. A field that no code obeys does not exist here.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -19,9 +19,19 @@ DnsName = Annotated[
 ]
 Symbol = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._-]+$")]
 Timeframe = Literal["1m", "5m", "15m", "30m", "1h", "4h", "1d", "1w"]
-Date = Annotated[str, Field(min_length=10, max_length=10, pattern=r"^\d{4}-\d{2}-\d{2}$")]
+Date = Annotated[
+    str,
+    Field(
+        min_length=10,
+        max_length=10,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        json_schema_extra={"format": "date"},
+    ),
+]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
-SubPath = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")]
+SubPath = Annotated[
+    str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")
+]
 Quantity = Annotated[
     str,
     Field(
@@ -31,7 +41,8 @@ Quantity = Annotated[
     ),
 ]
 Atomic: Final = {"x-kubernetes-list-type": "atomic"}
-IntOrStringMap = dict[Annotated[str, Field(max_length=63)], int | Quantity]
+Unique: Final = {"x-kubernetes-list-type": "set"}
+IntOrStringMap = dict[Annotated[str, Field(max_length=317)], Annotated[int, Field(ge=0)] | Quantity]
 
 
 class ApiModel(BaseModel):
@@ -156,7 +167,7 @@ class Cancellation(ApiModel):
     """What happens between the wish to cancel and the end."""
 
     grace_period_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
-    """Seconds the trainer has to end by itself before its pod is deleted, and again before SIGKILL."""
+    """Seconds the trainer has to end by itself before its pod is deleted, then before SIGKILL."""
     checkpoint: CheckpointPolicy = CheckpointPolicy.BEST_EFFORT
     """Whether a checkpoint is saved on the way out."""
 
@@ -172,7 +183,7 @@ class ProgressSettings(ApiModel):
     """When progress is reported."""
 
     period_seconds: Annotated[int, Field(ge=1, le=60)] = 2
-    """Least seconds between two routine reports; a new stage, an epoch's end and the end go at once."""
+    """Least seconds between routine reports; a new stage, an epoch's end, the end go at once."""
 
 
 class TrainingJobSpec(ApiModel):
@@ -180,13 +191,17 @@ class TrainingJobSpec(ApiModel):
 
     strategy: StrategySource
     """The strategy to train."""
-    symbols: Annotated[
-        tuple[Symbol, ...], Field(min_length=1, max_length=256, json_schema_extra=Atomic)
-    ] | None = None
+    symbols: (
+        Annotated[tuple[Symbol, ...], Field(min_length=1, max_length=256, json_schema_extra=Unique)]
+        | None
+    ) = None
     """Instead of the strategy's symbols."""
-    timeframes: Annotated[
-        tuple[Timeframe, ...], Field(min_length=1, max_length=8, json_schema_extra=Atomic)
-    ] | None = None
+    timeframes: (
+        Annotated[
+            tuple[Timeframe, ...], Field(min_length=1, max_length=8, json_schema_extra=Unique)
+        ]
+        | None
+    ) = None
     """Instead of the strategy's timeframes."""
     start_date: Date | None = None
     """First day of data (UTC, inclusive), instead of the strategy's."""
@@ -446,21 +461,3 @@ class TrainingJob(ApiModel):
     """What to train, on what, where to."""
     status: TrainingJobStatus = TrainingJobStatus()
     """What happened so far."""
-
-
-def spec_cel_rules() -> list[dict[str, Any]]:
-    """Cross-field rules of the spec, for `crd.py`; immutability is added there, field by field."""
-    return [
-        {
-            "rule": "!oldSelf.cancel || self.cancel",
-            "message": "cancel is one-way: once true it stays true",
-            "reason": "FieldValueForbidden",
-            "fieldPath": ".cancel",
-        },
-        {
-            "rule": "!has(self.startDate) || !has(self.endDate) || self.startDate <= self.endDate",
-            "message": "startDate must not be after endDate",
-            "reason": "FieldValueInvalid",
-            "fieldPath": ".startDate",
-        },
-    ]

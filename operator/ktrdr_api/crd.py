@@ -1,0 +1,229 @@
+"""The CustomResourceDefinition, made from the models: run by `make generate` and `make verify`.
+
+pydantic writes JSON Schema; the API server accepts a smaller language (structural schemas: no
+`$ref`, no `anyOf` with null, no `propertyNames`). This module translates, adds the rules that types
+cannot say (`crd_rules.py`) and writes two files: `crds/` for `kubectl apply`, and the chart's
+template.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from ktrdr_api import names
+from ktrdr_api.crd_rules import rules_of
+from ktrdr_api.training_job import TrainingJob
+
+Json = dict[str, Any]
+
+COPIED_KEYWORDS: Final = (
+    "description", "type", "format", "enum", "pattern", "minimum", "maximum", "minLength",
+    "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
+    "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string",
+)  # fmt: skip
+"""What both languages share; everything else is translated or refused."""
+
+COLUMNS: Final = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "integer", ".status.progress.percentage", 0),
+    ("Epoch", "string", ".status.progress.display.epoch", 0),
+    ("ETA", "string", ".status.progress.display.eta", 0),
+    ("GPUs", "integer", ".status.gpus", 0),
+    ("Retries", "integer", ".status.retries", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Loss", "string", ".status.progress.display.loss", 1),
+    ("Batch", "string", ".status.progress.display.batch", 1),
+    ("Host", "string", ".status.host", 1),
+    ("Checkpoint", "integer", ".status.checkpoint.epoch", 1),
+    ("Reason", "string", ".status.reason", 1),
+)
+"""Printer columns: name, type, JSONPath, priority (1 is shown by `-o wide` only)."""
+
+CRD_FILE: Final = Path("crds") / f"{names.RESOURCE}.yaml"
+CHART_FILE: Final = Path("charts/ktrdr/templates/crd.yaml")
+
+
+def build() -> Json:
+    """The CustomResourceDefinition as the API server takes it."""
+    version = {
+        "name": names.VERSION,
+        "served": True,
+        "storage": True,
+        "additionalPrinterColumns": [_column(*column) for column in COLUMNS],
+        "subresources": {"status": {}},
+        "schema": {"openAPIV3Schema": _root()},
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": names.RESOURCE},
+        "spec": {
+            "group": names.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": names.PLURAL,
+                "singular": names.SINGULAR,
+                "shortNames": [names.SHORT_NAME],
+                "categories": [names.CATEGORY],
+            },
+            "versions": [version],
+        },
+    }
+
+
+def _column(name: str, kind: str, path: str, priority: int) -> Json:
+    return {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+
+
+def _root() -> Json:
+    source = TrainingJob.model_json_schema()
+    translator = _Translator(source["$defs"])
+    status = translator.schema(source["properties"]["status"], defaults=False)
+    status["properties"]["observedGeneration"]["default"] = -1
+    # A fresh object must not look current to kstatus, Flux and `kubectl wait`: it reads -1.
+    status["default"] = {"observedGeneration": -1}
+    return {
+        "description": source["description"],
+        "type": "object",
+        "required": source["required"],
+        "properties": {
+            "apiVersion": {"type": "string", "maxLength": 63, "description": "Version of the API."},
+            "kind": {"type": "string", "maxLength": 63, "description": f"Always {names.KIND}."},
+            "metadata": {"type": "object"},  # the server knows it, and refuses a description
+            "spec": translator.schema(source["properties"]["spec"]),
+            "status": status,
+        },
+        "x-kubernetes-validations": rules_of(names.KIND),
+    }
+
+
+class _Translator:
+    """Turns pydantic's JSON Schema into a structural one."""
+
+    def __init__(self, definitions: Json) -> None:
+        self._definitions = definitions
+
+    def schema(self, source: Json, *, defaults: bool = True) -> Json:
+        """Translate one node and all below it.
+
+        Args:
+            source: JSON Schema as pydantic writes it.
+            defaults: Whether defaults are emitted; not in status, which its writers own entirely.
+
+        Raises:
+            ValueError: The models use something that a structural schema cannot say.
+        """
+        flat = self._flatten(source)
+        result: Json = {key: flat[key] for key in COPIED_KEYWORDS if key in flat}
+        if result.get("type") == "integer":
+            result["format"] = "int64"  # without it the server lets integral floats like 1e300 in
+        if "x-kubernetes-int-or-string" in result:
+            del result["type"]
+        elif "type" not in result:
+            raise ValueError(f"a structural schema needs a type here: {source}")
+        if "properties" in flat:
+            self._add_properties(result, flat, defaults=defaults)
+        if "items" in flat:
+            result["items"] = self.schema(flat["items"], defaults=defaults)
+        if "additionalProperties" in flat:
+            result["additionalProperties"] = self.schema(flat["additionalProperties"])
+            result["x-kubernetes-validations"] = [_key_rule(flat["propertyNames"]["maxLength"])]
+        return result
+
+    def _add_properties(self, result: Json, flat: Json, *, defaults: bool) -> None:
+        result["properties"] = {}
+        for name, source in flat["properties"].items():
+            node = self.schema(source, defaults=defaults)
+            default = _default(node, source.get("default")) if defaults else None
+            if default is not None:
+                node["default"] = default
+            result["properties"][name] = node
+        if "required" in flat:
+            result["required"] = flat["required"]
+        if rules := rules_of(flat["title"]):
+            result["x-kubernetes-validations"] = rules
+
+    def _flatten(self, source: Json) -> Json:
+        """Inline a reference and fold `anyOf`; what stands beside them wins over what is inside."""
+        merged = dict(source)
+        while "$ref" in merged or "anyOf" in merged:
+            if "$ref" in merged:
+                inner = self._definitions[merged.pop("$ref").rpartition("/")[2]]
+            else:
+                inner = _fold(merged.pop("anyOf"))
+            merged = {**inner, **merged}
+        return merged
+
+
+def _fold(branches: list[Json]) -> Json:
+    """One schema for `T | None` (T: absent is the only null) and for integer-or-string."""
+    real = [branch for branch in branches if branch.get("type") != "null"]
+    if len(real) > 1 and not any("x-kubernetes-int-or-string" in branch for branch in real):
+        raise ValueError(f"a structural schema knows no union: {branches}")
+    return {key: value for branch in real for key, value in branch.items()}
+
+
+def _default(node: Json, value: Any) -> Any:
+    """The default to emit, None for none.
+
+    Empty texts, lists and maps mean what absence means and would only clutter every object. The
+    default of a nested object is `{}` when anything in it has one: the server fills in the rest.
+    """
+    if "properties" in node:
+        filled = any("default" in inner for inner in node["properties"].values())
+        return {} if filled and value is not None else None
+    return None if value in (None, "", [], {}) else value
+
+
+def _key_rule(length: int) -> Json:
+    return {
+        "rule": f"self.all(key, size(key) <= {length})",
+        "message": f"keys must have at most {length} characters",
+        "reason": "FieldValueInvalid",
+    }
+
+
+def render(crd: Json) -> str:
+    """The CRD as YAML."""
+    text: str = yaml.safe_dump(crd, sort_keys=False, width=110, allow_unicode=True)
+    return f"# Generated from operator/ktrdr_api by `make generate`; do not edit.\n{text}"
+
+
+def render_template(crd: Json) -> str:
+    """The CRD as a Helm template: optional, labelled, kept on uninstall if so wished."""
+    marked = {**crd, "metadata": {**crd["metadata"], "annotations": "@annotations@"}}
+    text = render(marked).replace("{{", '{{ "{{" }}')
+    text = text.replace(
+        "  annotations: '@annotations@'\n",
+        "  labels:\n"
+        '    {{- include "ktrdr.labels" . | nindent 4 }}\n'
+        "  {{- if .Values.crds.keep }}\n"
+        "  annotations:\n"
+        "    helm.sh/resource-policy: keep\n"
+        "  {{- end }}\n",
+    )
+    return f"{{{{- if .Values.crds.enabled }}}}\n{text}{{{{- end }}}}\n"
+
+
+def main() -> None:
+    """Write the generated files, or with `--check` fail when they differ from the models."""
+    parser = argparse.ArgumentParser(prog="python -m ktrdr_api.crd", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
+    arguments = parser.parse_args()
+    crd = build()
+    for path, text in ((CRD_FILE, render(crd)), (CHART_FILE, render_template(crd))):
+        target = arguments.root / path
+        if not arguments.check:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        elif not target.is_file() or target.read_text(encoding="utf-8") != text:
+            parser.exit(1, f"{path} does not match the models: run `make generate`\n")
+
+
+if __name__ == "__main__":
+    main()
