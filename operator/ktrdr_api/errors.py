@@ -18,7 +18,6 @@ from typing import ClassVar, Final
 from ktrdr_api.conditions import Reason
 from ktrdr_api.run_contract import ExitCode
 
-
 MAX_PROBLEMS_SHOWN: Final = 100
 """A file that is wrong everywhere must not fill a log."""
 

@@ -1,0 +1,274 @@
+"""The sections of strategy v3 as frozen models: what each may say, its bounds and its defaults.
+
+Assembled into a Strategy by `strategy.py`; the trainer's pipeline, model and loop each read theirs.
+What nothing reads yet is refused, so that no key lies. `docs/reference/strategy.md` is the same for
+people.
+"""
+
+import re
+from datetime import date
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+TIMEFRAME_SECONDS: Final = {
+    "1m": 60,
+    "5m": 300,
+    "15m": 900,
+    "30m": 1_800,
+    "1h": 3_600,
+    "4h": 14_400,
+    "1d": 86_400,
+    "1w": 604_800,
+}
+"""Length of a bar."""
+
+
+def _date(value: object) -> object:
+    if isinstance(value, str):
+        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+            raise ValueError(f"{value!r} is not a date; write YYYY-MM-DD")
+        return date.fromisoformat(value)
+    return value
+
+
+def _triangle(value: object) -> object:
+    return {"type": "triangular", "parameters": value} if isinstance(value, tuple) else value
+
+
+def _all(value: object) -> object:
+    return (value,) if value == "all" else value
+
+
+Name = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+"""Of an indicator, a fuzzy set or a membership: part of feature ids."""
+Text = Annotated[str, Field(max_length=4096)]
+Symbol = Annotated[str, Field(max_length=32, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
+Timeframe = Literal["1m", "5m", "15m", "30m", "1h", "4h", "1d", "1w"]
+Day = Annotated[date, BeforeValidator(_date)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Model(BaseModel):
+    """Base: frozen, no silent conversion, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True
+    )
+
+
+class SingleSymbol(Model):
+    """One symbol."""
+
+    mode: Literal["single"]
+    symbol: Symbol
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The symbol, as a list."""
+        return (self.symbol,)
+
+
+class MultiSymbol(Model):
+    """Several symbols; their rows train one model."""
+
+    mode: Literal["multi_symbol"]
+    names: Annotated[tuple[Symbol, ...], Field(alias="list", min_length=2, max_length=256)]
+
+
+class SingleTimeframe(Model):
+    """One timeframe, the base."""
+
+    mode: Literal["single"]
+    timeframe: Timeframe
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The timeframe, as a list."""
+        return (self.timeframe,)
+
+    @property
+    def base_timeframe(self) -> str:
+        """The timeframe whose bars make the rows."""
+        return self.timeframe
+
+
+class MultiTimeframe(Model):
+    """Several timeframes; a row per base bar, the others joined on their last closed bar."""
+
+    mode: Literal["multi_timeframe"]
+    names: Annotated[tuple[Timeframe, ...], Field(alias="list", min_length=2, max_length=8)]
+    base_timeframe: Timeframe
+
+
+class DateRange(Model):
+    """First and last day of data, both inclusive, UTC."""
+
+    start: Day
+    end: Day
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DateRange":
+        if self.start > self.end:
+            raise ValueError(f"start {self.start} is after end {self.end}")
+        return self
+
+
+class TrainingData(Model):
+    """Which bars are read."""
+
+    symbols: Annotated[SingleSymbol | MultiSymbol, Field(discriminator="mode")]
+    timeframes: Annotated[SingleTimeframe | MultiTimeframe, Field(discriminator="mode")]
+    date_range: DateRange
+    history_required: Annotated[int, Field(ge=50, le=1_000_000)] = 200
+    """Fewest bars that each symbol and timeframe must have in the date range."""
+
+
+class TargetSymbols(Model):
+    """What the model may later be used on."""
+
+    mode: Literal["training_only"] = "training_only"
+
+
+class Deployment(Model):
+    """How the model may later be used; kept with the model."""
+
+    target_symbols: TargetSymbols = TargetSymbols()
+
+
+_PARAMETER_COUNTS: Final = {"triangular": 3, "trapezoidal": 4, "gaussian": 2}
+
+
+class Membership(Model):
+    """Triangular a <= b <= c, trapezoidal a <= b <= c <= d, or gaussian mu and sigma."""
+
+    type: Literal["triangular", "trapezoidal", "gaussian"]
+    parameters: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Membership":
+        count, given = _PARAMETER_COUNTS[self.type], self.parameters
+        if len(given) != count:
+            raise ValueError(
+                f"{self.type} takes {count} parameters, got {len(given)}; "
+                "a plain list is triangular, else write {type: ..., parameters: [...]}"
+            )
+        if self.type == "gaussian":
+            if given[1] <= 0:
+                raise ValueError(f"the width of a gaussian must be above 0, got {given[1]:g}")
+        elif list(given) != sorted(given):
+            raise ValueError(f"the parameters must ascend, got {list(given)}")
+        return self
+
+
+class FuzzySet(Model):
+    """Memberships over one indicator output. Every key but `indicator` is a membership."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[Name, Annotated[Membership, BeforeValidator(_triangle)]]
+
+    indicator: str
+
+    @property
+    def memberships(self) -> dict[str, Membership]:
+        """By name, in the order of the file."""
+        return self.__pydantic_extra__
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "FuzzySet":
+        if not self.memberships:
+            raise ValueError("a fuzzy set needs a membership, such as `low: [0, 20, 40]`")
+        return self
+
+
+class NnInput(Model):
+    """Features for the model: the memberships of a fuzzy set, or an indicator as it is."""
+
+    fuzzy_set: str | None = None
+    raw_indicator: str | None = None
+    timeframes: Annotated[tuple[str, ...], BeforeValidator(_all), Field(min_length=1)] = ("all",)
+    normalization: Literal["minmax", "zscore", "none"] | None = None
+    """Fitted on the training split."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "NnInput":
+        if (self.fuzzy_set is None) == (self.raw_indicator is None):
+            raise ValueError("write exactly one of fuzzy_set and raw_indicator")
+        if self.fuzzy_set is not None and self.normalization is not None:
+            raise ValueError("normalization belongs to raw_indicator; memberships are in 0..1")
+        return self
+
+
+class Architecture(Model):
+    """Of a multi-layer perceptron; the input and the 3 outputs come on top."""
+
+    hidden_layers: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(min_length=1, max_length=16)
+    ] = (64, 32)
+    activation: Literal["relu", "tanh", "gelu"] = "relu"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class ModelSpec(Model):
+    """The network."""
+
+    type: Literal["mlp"]
+    architecture: Architecture = Architecture()
+
+
+class Labels(Model):
+    """What the model learns: 0 buy (up leg), 1 hold, 2 sell (down leg)."""
+
+    source: Literal["zigzag"]
+    zigzag_threshold: Fraction
+    """A close extreme is a pivot once the close reverses by this fraction."""
+    label_lookahead: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Bars further than this before the end of their leg are hold."""
+
+
+class DataSplit(Model):
+    """Parts of all rows in order of time, and the gap after each cut, as fractions."""
+
+    train: Fraction = 0.7
+    validation: Fraction = 0.15
+    test: Fraction = 0.15
+    embargo: Annotated[float, Field(ge=0, le=0.2)] = 0.01
+
+    @model_validator(mode="after")
+    def _sum(self) -> "DataSplit":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:  # three decimal fractions typed by hand
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+class EarlyStopping(Model):
+    """Stop when `monitor` has not improved by `min_delta` for `patience` epochs."""
+
+    enabled: bool = True
+    patience: Annotated[int, Field(ge=1, le=100_000)] = 10
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
+
+
+class Training(Model):
+    """The training loop."""
+
+    labels: Labels
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
+    batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 32
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.001
+    optimizer: Literal["adam"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the whole gradient; absent, gradients are not clipped."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    data_split: DataSplit = DataSplit()
+    early_stopping: EarlyStopping = EarlyStopping(enabled=False)
+
+
+class Decisions(Model):
+    """What the outputs mean."""
+
+    output_format: Literal["classification"] = "classification"
