@@ -76,7 +76,8 @@ def build() -> Json:
 
 
 def _column(name: str, kind: str, path: str, priority: int) -> Json:
-    return {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+    column: Json = {"name": name, "type": kind, "jsonPath": path}
+    return {**column, "priority": priority} if priority else column
 
 
 def _root() -> Json:

@@ -1,0 +1,144 @@
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ktrdr_api import names
+from ktrdr_api.crd import CHART_FILE, CRD_FILE, build, render, render_template
+from ktrdr_api.training_job import MUTABLE_SPEC_FIELDS
+
+ROOT = Path(__file__).parents[3]
+FORBIDDEN = {"$ref", "anyOf", "oneOf", "allOf", "nullable", "title", "propertyNames", "const"}
+FORBIDDEN |= {"x-kubernetes-preserve-unknown-fields", "additionalItems"}
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    root: dict[str, Any] = build()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return root
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from nodes(inner, f"{path}.{name}")
+    for keyword in ("items", "additionalProperties"):
+        if keyword in schema:
+            yield from nodes(schema[keyword], f"{path}[]")
+
+
+def is_bounded(node: dict[str, Any]) -> bool:
+    if node.get("x-kubernetes-int-or-string"):
+        return "maxLength" in node
+    match node["type"]:
+        case "string":
+            return "maxLength" in node or "enum" in node
+        case "array":
+            return "maxItems" in node and "x-kubernetes-list-type" in node
+        case "object":
+            return "properties" in node or "maxProperties" in node
+        case "integer":
+            return node["format"] == "int64"
+    return bool(node["type"] == "boolean")
+
+
+def test_crd_every_node_is_structural_and_bounded(schema: dict[str, Any]) -> None:
+    inner = [(path, node) for path, node in nodes(schema) if path != ".metadata"]
+    assert [path for path, node in inner if not is_bounded(node)] == []
+    assert [path for path, node in inner if node.keys() & FORBIDDEN] == []
+
+
+def test_crd_every_field_is_described(schema: dict[str, Any]) -> None:
+    fields = [item for item in nodes(schema) if not item[0].endswith("[]")]
+    assert [path for path, node in fields if not node.get("description")] == [".metadata"]
+
+
+def test_crd_every_rule_has_message_reason_and_an_existing_field(schema: dict[str, Any]) -> None:
+    for path, node in nodes(schema):
+        for rule in node.get("x-kubernetes-validations", []):
+            assert rule["message"], path
+            assert rule["reason"] in {"FieldValueInvalid", "FieldValueForbidden"}, path
+            if "fieldPath" in rule:
+                assert rule["fieldPath"].removeprefix(".") in node["properties"], path
+
+
+def test_crd_every_spec_field_but_the_mutable_ones_has_its_immutability_rule(
+    schema: dict[str, Any],
+) -> None:
+    spec = schema["properties"]["spec"]
+    messages = {rule["message"] for rule in spec["x-kubernetes-validations"]}
+    frozen = {name for name in spec["properties"] if f"spec.{name} is immutable" in str(messages)}
+    assert frozen == spec["properties"].keys() - MUTABLE_SPEC_FIELDS
+
+
+def test_crd_fresh_status_is_never_current(schema: dict[str, Any]) -> None:
+    assert schema["properties"]["status"]["default"] == {"observedGeneration": -1}
+
+
+def test_crd_status_has_no_default_that_would_pretend_to_be_written(schema: dict[str, Any]) -> None:
+    inner = nodes(schema["properties"]["status"], "status")
+    with_default = [path for path, node in inner if "default" in node]
+    assert with_default == ["status", "status.observedGeneration"]
+
+
+def test_crd_documented_defaults_are_emitted(schema: dict[str, Any]) -> None:
+    spec = schema["properties"]["spec"]["properties"]
+    want = {
+        "backoffLimit": 3,
+        "cancel": False,
+        "cancellation": {},
+        "checkpoint": {},
+        "progress": {},
+    }
+    assert {name: node["default"] for name, node in spec.items() if "default" in node} == want
+    assert spec["cancellation"]["properties"]["gracePeriodSeconds"]["default"] == 30
+    assert spec["cancellation"]["properties"]["checkpoint"]["default"] == "BestEffort"
+    assert spec["checkpoint"]["properties"]["periodSeconds"]["default"] == 300
+    assert spec["progress"]["properties"]["periodSeconds"]["default"] == 2
+
+
+def test_crd_printer_columns_point_at_existing_fields(schema: dict[str, Any]) -> None:
+    known = {path for path, _ in nodes(schema)} | {".metadata.creationTimestamp"}
+    columns = build()["spec"]["versions"][0]["additionalPrinterColumns"]
+    assert [column["name"] for column in columns if column["jsonPath"] not in known] == []
+    assert [column["name"].upper() for column in columns if "priority" not in column] == (
+        ["PHASE", "PROGRESS", "EPOCH", "ETA", "GPUS", "RETRIES", "AGE"]
+    )
+
+
+def test_crd_patterns_are_valid_for_re2_and_python(schema: dict[str, Any]) -> None:
+    patterns = [node["pattern"] for _, node in nodes(schema) if "pattern" in node]
+    assert patterns
+    for pattern in patterns:
+        re.compile(pattern)
+        assert "(?" not in pattern, "RE2 has no look-around"
+
+
+def test_crd_is_small_enough_for_client_side_apply() -> None:
+    assert len(json.dumps(build())) < 150_000
+
+
+@pytest.mark.parametrize(
+    ("path", "renderer"), [(CRD_FILE, render), (CHART_FILE, render_template)], ids=["crds", "chart"]
+)
+def test_crd_files_match_the_models(path: Path, renderer: Any) -> None:
+    assert (ROOT / path).read_text() == renderer(build()), "run `make generate`"
+
+
+def test_render_is_yaml_of_the_same_object() -> None:
+    assert yaml.safe_load(render(build())) == build()
+
+
+def test_render_template_escapes_what_helm_would_evaluate() -> None:
+    crd = build()
+    crd["metadata"]["name"] = "{{ boom }}"
+    assert "name: '{{ \"{{\" }} boom }}'" in render_template(crd)
+    assert "{{ boom" not in render_template(crd)
+
+
+def test_names_resource_is_what_the_crd_is_called() -> None:
+    assert build()["metadata"]["name"] == names.RESOURCE
