@@ -32,24 +32,23 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 
 
 def is_bounded(node: dict[str, Any]) -> bool:
-    if node.get("x-kubernetes-int-or-string"):
-        return "maxLength" in node
-    match node["type"]:
-        case "string":
-            return "maxLength" in node or "enum" in node
-        case "array":
-            return "maxItems" in node and "x-kubernetes-list-type" in node
-        case "object":
-            return "properties" in node or "maxProperties" in node
-        case "integer":
-            return node["format"] == "int64"
-    return bool(node["type"] == "boolean")
+    needed = {
+        "string": {"maxLength", "enum"},
+        "array": {"maxItems"},
+        "object": {"maxProperties", "properties"},
+        "integer": {"format"},
+        "boolean": {"type"},
+    }
+    kind = "string" if node.get("x-kubernetes-int-or-string") else node["type"]
+    return bool(needed[kind] & node.keys())
 
 
 def test_crd_every_node_is_structural_and_bounded(schema: dict[str, Any]) -> None:
     inner = [(path, node) for path, node in nodes(schema) if path != ".metadata"]
     assert [path for path, node in inner if not is_bounded(node)] == []
     assert [path for path, node in inner if node.keys() & FORBIDDEN] == []
+    lists = [(path, node) for path, node in inner if "items" in node]
+    assert [path for path, node in lists if "x-kubernetes-list-type" not in node] == []
 
 
 def test_crd_every_field_is_described(schema: dict[str, Any]) -> None:

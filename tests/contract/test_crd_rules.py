@@ -1,0 +1,226 @@
+"""Every rule of the TrainingJob's schema, on a real API server, with the words a user reads."""
+
+from typing import Any
+
+import pytest
+
+from kube import Kube, Raw, RefusedError, training_job
+
+pytestmark = pytest.mark.usefixtures("crd")
+
+DRY_RUN = "--dry-run=server"
+STATUS = "--subresource=status"
+TIME = "2026-01-01T00:00:00Z"
+
+
+def resources(**resources: Any) -> Raw:
+    return {"trainer": {"resources": resources}}
+
+
+def env(*names: str) -> Raw:
+    return {"trainer": {"env": [{"name": name, "value": "x"} for name in names]}}
+
+
+def claim(**claim: Any) -> Raw:
+    return {"data": {"persistentVolumeClaim": {"claimName": "market-data", **claim}}}
+
+
+VALID: dict[str, Raw] = {
+    "smallest": {},
+    "strategy from a ConfigMap": {
+        "strategy": {"configMapKeyRef": {"name": "strategies", "key": "a.yaml"}}
+    },
+    "one day": {"startDate": "2018-01-01", "endDate": "2018-01-01"},
+    "born cancelled": {"cancel": True},
+    "folder": claim(subPath="a/b..c/d"),
+    "GPUs in limits": resources(limits={"nvidia.com/gpu": 2, "memory": "4Gi", "cpu": "500m"}),
+    "GPUs in both": resources(limits={"amd.com/gpu": "1"}, requests={"amd.com/gpu": 1, "cpu": 2}),
+    "MIG": resources(limits={"nvidia.com/mig-1g.5gb": 1}),
+}
+
+
+@pytest.mark.parametrize("spec", VALID.values(), ids=VALID.keys())
+def test_spec_valid_is_taken(cluster: Kube, spec: Raw) -> None:
+    cluster.create(training_job(**spec), DRY_RUN)
+
+
+INVALID: dict[str, tuple[Raw, str]] = {
+    "no strategy": ({"strategy": {}}, "exactly one of inline and configMapKeyRef must be given"),
+    "two strategies": (
+        {"strategy": {"inline": "a", "configMapKeyRef": {"name": "a", "key": "b"}}},
+        "exactly one of inline and configMapKeyRef must be given",
+    ),
+    "dates reversed": (
+        {"startDate": "2018-01-02", "endDate": "2018-01-01"},
+        "spec.startDate: Invalid value: startDate must not be after endDate",
+    ),
+    "no such day": ({"endDate": "2019-02-30"}, "must be of type date"),
+    "symbol twice": ({"symbols": ["BTC", "BTC"]}, 'spec.symbols[1]: Duplicate value: "BTC"'),
+    "no such timeframe": ({"timeframes": ["2h"]}, "spec.timeframes[0]: Unsupported value"),
+    "path up": (claim(subPath="a/../b"), "subPath must not contain '..'"),
+    "path up at the end": (claim(subPath="a/.."), "subPath must not contain '..'"),
+    "path absolute": (claim(subPath="/etc"), "subPath in body should match"),
+    "reserved variable": (env("KTRDR_POD_UID"), "names that begin with KTRDR_ belong to"),
+    "half a GPU": (resources(limits={"nvidia.com/gpu": "500m"}), "GPUs are whole numbers"),
+    "two families": (
+        resources(limits={"nvidia.com/gpu": 1, "amd.com/gpu": 1}),
+        "GPUs must be of one family",
+    ),
+    "slices and whole": (
+        resources(limits={"nvidia.com/gpu": 1, "nvidia.com/mig-1g.5gb": 1}),
+        "GPUs must be of one family",
+    ),
+    "GPUs requested only": (
+        resources(requests={"nvidia.com/gpu": 1}),
+        "GPUs must be in limits, and in requests not at all or with the same number",
+    ),
+    "GPUs unequal": (
+        resources(requests={"nvidia.com/gpu": 1}, limits={"nvidia.com/gpu": 2}),
+        "GPUs must be in limits, and in requests not at all or with the same number",
+    ),
+    "not a quantity": (resources(limits={"memory": "much"}), "limits.memory in body should match"),
+    "negative": (resources(limits={"cpu": -1}), "should be greater than or equal to 0"),
+    "long key": (resources(limits={"x" * 318: 1}), "keys must have at most 317 characters"),
+    "period 0": ({"progress": {"periodSeconds": 0}}, "spec.progress.periodSeconds"),
+}
+
+
+@pytest.mark.parametrize(("spec", "message"), INVALID.values(), ids=INVALID.keys())
+def test_spec_invalid_is_refused_with_its_reason(cluster: Kube, spec: Raw, message: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        cluster.create(training_job(**spec), DRY_RUN)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"hostNetwork": True}, {"trainer": {"command": ["sh"]}}, {"trainer": {"privileged": True}}],
+    ids=["host network", "command", "privileged"],
+)
+def test_spec_unknown_field_is_refused(cluster: Kube, spec: Raw) -> None:
+    with pytest.raises(RefusedError, match="unknown field"):
+        cluster.create(training_job(**spec), DRY_RUN)
+
+
+@pytest.mark.parametrize("name", ["a" * 52, "a-1"])
+def test_name_valid_is_taken(cluster: Kube, name: str) -> None:
+    cluster.create(training_job(name), DRY_RUN)
+
+
+@pytest.mark.parametrize("name", ["a" * 53, "1a", "a.b"])
+def test_name_invalid_is_refused(cluster: Kube, name: str) -> None:
+    with pytest.raises(RefusedError, match="must be an RFC 1035 label"):
+        cluster.create(training_job(name), DRY_RUN)
+
+
+def test_status_of_a_fresh_object_is_not_current(cluster: Kube) -> None:
+    created = cluster.create(training_job(), DRY_RUN)
+    assert created["status"] == {"observedGeneration": -1}
+
+
+def test_status_given_at_creation_is_ignored(cluster: Kube) -> None:
+    created = cluster.create({**training_job(), "status": {"phase": "Succeeded"}}, DRY_RUN)
+    assert created["status"] == {"observedGeneration": -1}
+
+
+def test_spec_after_creation_is_immutable_but_for_cancel(kube: Kube) -> None:
+    kube.create(training_job(symbols=["BTC"], trainer={"image": "a"}))
+    changes: list[Raw] = [
+        {"strategy": {"inline": "name: other"}},
+        {"symbols": ["ETH"]},
+        {"symbols": None},
+        {"timeframes": ["1h"]},
+        {"startDate": "2018-01-01"},
+        {"endDate": "2018-01-01"},
+        claim(subPath="other"),
+        {"output": {"persistentVolumeClaim": {"claimName": "other"}}},
+        {"trainer": {"image": "b"}},
+        {"trainer": None},
+        {"cancellation": {"gracePeriodSeconds": 1}},
+        {"backoffLimit": 9},
+        {"checkpoint": {"periodSeconds": 1}},
+        {"progress": {"periodSeconds": 1}},
+    ]
+    for change in changes:
+        with pytest.raises(RefusedError) as refused:
+            kube.patch("trainingjobs.ktrdr.io", "job", {"spec": change}, DRY_RUN)
+        [field] = change
+        assert f"spec.{field} is immutable after creation" in str(refused.value)
+
+
+def test_cancel_is_one_way(kube: Kube) -> None:
+    kube.create(training_job())
+    patched = kube.patch("trainingjobs.ktrdr.io", "job", {"spec": {"cancel": True}})
+    assert patched["spec"]["cancel"] is True
+    for value in (False, None):
+        with pytest.raises(RefusedError, match="cancel is one-way: once true it stays true"):
+            kube.patch("trainingjobs.ktrdr.io", "job", {"spec": {"cancel": value}})
+
+
+def progress(**progress: Any) -> Raw:
+    fixed = {"podUID": "uid", "stage": "Training", "lastUpdateTime": TIME}
+    return {"status": {"progress": {**fixed, **progress}}}
+
+
+def test_progress_never_goes_backwards(kube: Kube) -> None:
+    kube.create(training_job())
+    kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=2, step=10), STATUS)
+    refusals: dict[str, Raw] = {
+        "step must not fall within an attempt": progress(attempt=2, step=9),
+        "an older attempt may not report": progress(attempt=1, step=99),
+        "progress must not be removed": {"status": {"progress": None}},
+        "Too long: may not be more than 256": progress(attempt=2, step=10, message="x" * 257),
+        "progress.step in body must be of type int64": progress(attempt=2, step=1e30),
+    }
+    for message, patch in refusals.items():
+        with pytest.raises(RefusedError) as refused:
+            kube.patch("trainingjobs.ktrdr.io", "job", patch, STATUS)
+        assert message in str(refused.value)
+    kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=2, step=10), STATUS)
+    # A new attempt goes on from its checkpoint, which may lie before the last report.
+    kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=3, step=4), STATUS)
+
+
+def conditions(**status_by_type: str) -> Raw:
+    fixed = {"reason": "Any", "message": "", "lastTransitionTime": TIME, "observedGeneration": 1}
+    listed = [{"type": name, "status": status, **fixed} for name, status in status_by_type.items()]
+    return {"status": {"conditions": listed}}
+
+
+@pytest.mark.parametrize("terminal", ["Complete", "Failed", "Cancelled", "Finished"])
+def test_terminal_condition_never_reverts(kube: Kube, terminal: str) -> None:
+    kube.create(training_job(cancel=True))
+    done = conditions(Complete="False", Failed="False", Cancelled="False", Finished="False")
+    for condition in done["status"]["conditions"]:
+        condition["status"] = "True" if condition["type"] == terminal else "False"
+    kube.patch("trainingjobs.ktrdr.io", "job", done, STATUS)
+    for undone in (conditions(**{terminal: "False"}), conditions(Running="False")):
+        with pytest.raises(RefusedError, match="terminal conditions must not revert"):
+            kube.patch("trainingjobs.ktrdr.io", "job", undone, STATUS)
+
+
+def test_schema_is_explained_by_kubectl(cluster: Kube) -> None:
+    text = cluster.run("explain", "trainingjobs.ktrdr.io.spec.cancellation")
+    assert "Seconds the trainer has to end by itself" in text
+
+
+def test_printer_columns_show_live_progress(kube: Kube) -> None:
+    kube.create(training_job())
+    display = {"epoch": "3/50", "eta": "4m20s", "loss": "0.25", "batch": "120/640"}
+    body = progress(attempt=1, percentage=7, display=display)
+    kube.patch("trainingjobs.ktrdr.io", "job", body, STATUS)
+    narrow = kube.run("get", "ktj", "job")
+    wide = kube.run("get", "ktj", "job", "-owide")
+    assert narrow.split("\n")[0].split() == [
+        "NAME",
+        "PHASE",
+        "PROGRESS",
+        "EPOCH",
+        "ETA",
+        "GPUS",
+        "RETRIES",
+        "AGE",
+    ]
+    assert wide.split("\n")[0].split()[8:] == ["LOSS", "BATCH", "HOST", "CHECKPOINT", "REASON"]
+    assert {"7", "3/50", "4m20s"} <= set(narrow.split())
+    assert {"0.25", "120/640"} <= set(wide.split())
