@@ -1,0 +1,216 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client.configuration import Configuration
+
+from ktrdr_client.cluster import (
+    NAMESPACES,
+    PODS,
+    TRAINING_JOBS,
+    AlreadyExists,
+    ApiError,
+    Cluster,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TooManyRequests,
+    Unreachable,
+    error_from_answer,
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[tuple[Cluster, list[tuple[str, str]]]]:
+    """A cluster client of a real HTTP server, and the requests it counted."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    counted: list[tuple[str, str]] = []
+    async with TestServer(app) as server:
+        configuration = Configuration(
+            host=str(server.make_url("/")), api_key={"BearerToken": "bearer secret"}
+        )
+        cluster = Cluster(configuration, on_request=lambda *what: counted.append(what))
+        try:
+            yield cluster, counted
+        finally:
+            await cluster.close()
+
+
+def refusal(status: int, reason: str, message: str, **headers: str) -> web.Response:
+    body = {"kind": "Status", "status": "Failure", "reason": reason, "message": message}
+    return web.json_response(body, status=status, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("resource", "args", "want"),
+    [
+        (PODS, ("ns", "p"), "/api/v1/namespaces/ns/pods/p"),
+        (PODS, (None,), "/api/v1/pods"),
+        (NAMESPACES, ("ns", "x"), "/api/v1/namespaces/x"),
+        (
+            TRAINING_JOBS,
+            ("ns", "j", "status"),
+            "/apis/ktrdr.io/v1alpha1/namespaces/ns/trainingjobs/j/status",
+        ),
+        (PODS, ("ns", "../secrets"), "/api/v1/namespaces/ns/pods/..%2Fsecrets"),
+    ],
+)
+def test_resource_path_addresses_object(resource, args, want) -> None:
+    assert resource.path(*args) == want
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (403, "Forbidden", Forbidden),
+        (404, "NotFound", NotFound),
+        (409, "Conflict", Conflict),
+        (409, "AlreadyExists", AlreadyExists),
+        (422, "Invalid", Invalid),
+        (429, "TooManyRequests", TooManyRequests),
+        (500, "InternalError", ApiError),
+    ],
+)
+def test_error_from_answer_of_status_object_has_type_and_words(status, reason, kind) -> None:
+    body = f'{{"reason":"{reason}","message":"no","details":{{"retryAfterSeconds":3}}}}'.encode()
+    error = error_from_answer(status, {}, body)
+    assert type(error) is kind
+    assert (error.status, error.reason, error.message) == (status, reason, "no")
+    assert error.retry_after_seconds == 3
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"null"])
+def test_error_from_answer_of_foreign_body_is_still_an_api_error(body) -> None:
+    error = error_from_answer(520, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, body)
+    assert type(error) is ApiError
+    assert (error.status, error.reason, error.retry_after_seconds) == (520, "HTTP520", None)
+
+
+async def test_cluster_get_missing_object_returns_none_and_counts_request() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "bearer secret"
+        return refusal(404, "NotFound", "pods not found")
+
+    async with serving(handler) as (cluster, counted):
+        assert await cluster.get(PODS, "ns", "p") is None
+    assert counted == [("GET", "404")]
+
+
+async def test_cluster_list_of_three_pages_with_expired_token_starts_again() -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        page = request.query.get("continue", "")
+        seen.append(page)
+        assert request.query["limit"] == "500"
+        assert request.query["labelSelector"] == "a=b"
+        if page == "t/2=" and seen.count("t/2=") == 1:
+            return refusal(410, "Expired", "token expired")
+        following = {"": "t1", "t1": "t/2=", "t/2=": ""}[page]
+        item = {"metadata": {"name": page}}
+        meta = {"resourceVersion": "7", "continue": following}
+        return web.json_response({"metadata": meta, "items": [item]})
+
+    async with serving(handler) as (cluster, _):
+        objects, version = await cluster.list(PODS, None, label_selector="a=b")
+    assert [obj["metadata"]["name"] for obj in objects] == ["", "t1", "t/2="]
+    assert all(obj["kind"] == "Pod" and obj["apiVersion"] == "v1" for obj in objects)
+    assert version == "7"
+    assert seen == ["", "t1", "t/2=", "", "t1", "t/2="]
+
+
+async def test_cluster_apply_sends_manager_force_and_patch_type() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.method == "PATCH"
+        assert request.path.endswith("/trainingjobs/j/status")
+        assert dict(request.query) == {"fieldManager": "ktrdr-operator", "force": "true"}
+        assert request.content_type == "application/apply-patch+yaml"
+        return web.json_response(await request.json())
+
+    obj = {"metadata": {"namespace": "ns", "name": "j"}, "status": {"phase": "ü"}}
+    async with serving(handler) as (cluster, _):
+        assert await cluster.apply(TRAINING_JOBS, obj, subresource="status") == obj
+
+
+@pytest.mark.parametrize(
+    ("answer", "want"),
+    [
+        (lambda: web.json_response({"status": "Success"}), True),
+        (lambda: refusal(404, "NotFound", "gone"), False),
+        (
+            lambda: refusal(
+                409,
+                "Conflict",
+                "Operation cannot be fulfilled on pods: the UID in the precondition (a) does not "
+                "match the UID in record (b). Precondition failed: UID in precondition: a",
+            ),
+            False,
+        ),
+    ],
+)
+async def test_cluster_delete_tells_whether_this_object_was_deleted(answer, want) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        options = await request.json()
+        assert options["preconditions"] == {"uid": "u"}
+        assert options["gracePeriodSeconds"] == 5
+        return answer()
+
+    async with serving(handler) as (cluster, _):
+        assert await cluster.delete(PODS, "ns", "p", uid="u", grace_period_seconds=5) is want
+
+
+async def test_cluster_after_retry_after_sends_nothing_early() -> None:
+    times: list[float] = []
+
+    async def handler(_: web.Request) -> web.Response:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            return refusal(429, "TooManyRequests", "slow down", **{"Retry-After": "1"})
+        return web.json_response({})
+
+    async with serving(handler) as (cluster, _):
+        with pytest.raises(TooManyRequests) as refused:
+            await cluster.get(PODS, "ns", "p")
+        await asyncio.gather(*(cluster.get(PODS, "ns", "p") for _ in range(5)))
+    assert refused.value.retry_after_seconds == 1
+    assert min(times[1:]) - times[0] >= 1.0
+
+
+async def test_cluster_limits_requests_in_flight() -> None:
+    running = peak = 0
+
+    async def handler(_: web.Request) -> web.Response:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        await asyncio.sleep(0.005)
+        running -= 1
+        return web.json_response({})
+
+    async with serving(handler) as (cluster, _):
+        await asyncio.gather(*(cluster.get(PODS, "ns", "p") for _ in range(100)))
+    assert peak == 32
+
+
+async def test_cluster_without_server_raises_unreachable(unused_tcp_port: int) -> None:
+    counted: list[tuple[str, str]] = []
+    cluster = Cluster(
+        Configuration(host=f"http://127.0.0.1:{unused_tcp_port}"),
+        on_request=lambda *what: counted.append(what),
+    )
+    with pytest.raises(Unreachable, match="GET /api/v1/namespaces/ns/pods/p: Cannot connect"):
+        await cluster.get(PODS, "ns", "p")
+    await cluster.close()
+    assert counted == [("GET", "<error>")]
+
+
+async def test_cluster_connect_with_missing_kubeconfig_names_the_file(tmp_path) -> None:
+    with pytest.raises(Unreachable, match=r"nowhere\.yaml"):
+        await Cluster.connect(kubeconfig=tmp_path / "nowhere.yaml")
