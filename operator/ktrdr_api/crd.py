@@ -120,8 +120,6 @@ class _Translator:
         """
         flat = self._flatten(source)
         result: Json = {key: flat[key] for key in COPIED_KEYWORDS if key in flat}
-        if result.get("type") == "integer":
-            result["format"] = "int64"  # without it the server lets integral floats like 1e300 in
         if "x-kubernetes-int-or-string" in result:
             del result["type"]
         elif "type" not in result:

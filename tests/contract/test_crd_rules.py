@@ -170,7 +170,7 @@ def test_progress_never_goes_backwards(kube: Kube) -> None:
         "an older attempt may not report": progress(attempt=1, step=99),
         "progress must not be removed": {"status": {"progress": None}},
         "Too long: may not be more than 256": progress(attempt=2, step=10, message="x" * 257),
-        "progress.step in body must be of type int64": progress(attempt=2, step=1e30),
+        "progress.step in body must be of type integer": progress(attempt=2, step=1e30),
     }
     for message, patch in refusals.items():
         with pytest.raises(RefusedError) as refused:

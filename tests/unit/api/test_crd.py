@@ -36,7 +36,7 @@ def is_bounded(node: dict[str, Any]) -> bool:
         "string": {"maxLength", "enum"},
         "array": {"maxItems"},
         "object": {"maxProperties", "properties"},
-        "integer": {"format"},
+        "integer": {"type"},
         "boolean": {"type"},
     }
     kind = "string" if node.get("x-kubernetes-int-or-string") else node["type"]
