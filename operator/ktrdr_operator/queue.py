@@ -1,7 +1,7 @@
 """The work queue: any number of events about a job become one run, and cancels overtake.
 
-Handlers and the reconciler put keys in; workers take them out, one worker per key at a time. What is
-urgent (cancel, delete) is taken before everything else. A failing key comes back with exponential
+Handlers and the reconciler put keys in; workers take them out, one worker per key at a time. What
+is urgent (cancel, delete) is taken before everything else. A failing key comes back with exponential
 backoff and full jitter, so that one poisonous object never slows the others.
 """
 
@@ -24,8 +24,8 @@ BACKOFF_CAP_SECONDS: Final = 60.0
 class WorkQueue(Generic[K]):
     """A set of dirty keys with an urgent lane, delayed keys and per-key backoff.
 
-    Repeatable: adding a key that is already waiting changes at most its lane or its time. A key added
-    while it is being worked on is worked on once more afterwards.
+    Repeatable: adding a key that is already waiting changes at most its lane or its time. A key
+    added while it is being worked on is worked on once more afterwards.
     """
 
     clock: Callable[[], float]

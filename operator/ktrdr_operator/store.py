@@ -1,8 +1,8 @@
 """What the watches have said last: the operator's memory, rebuilt from a LIST at every start.
 
-`handlers` and the periodic LIST write it, `observe` reads it. Nothing here is truth: a decision that
-would hurt if the store were stale asks the API server first. Raw objects stay raw until `observe`
-parses them, so that an object we cannot parse is one job's condition and nobody else's problem.
+`handlers` and the periodic LIST write it, `observe` reads it. Nothing here is truth: a decision
+that would hurt if the store were stale asks the API server first. Raw objects stay raw until
+`observe` parses them: an object we cannot parse is one job's condition and nobody else's problem.
 """
 
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ class Store:
     jobs: dict[JobKey, Raw] = field(default_factory=dict)
     pods: dict[JobKey, dict[str, Raw]] = field(default_factory=dict)
     """By TrainingJob, then by pod name."""
+    gone: dict[JobKey, dict[str, Raw]] = field(default_factory=dict)
+    """Last words of deleted pods: their exit code may still be the verdict of an attempt."""
     progress: dict[str, Raw] = field(default_factory=dict)
     """By UID of the TrainingJob: `status.progress` of events that never reached a handler."""
 
@@ -60,6 +62,7 @@ class Store:
         current = self.jobs.get(key)
         if current is not None and current["metadata"]["uid"] == uid:
             del self.jobs[key]
+            self.gone.pop(key, None)
 
     def put_pod(self, raw: Raw) -> JobKey | None:
         """Remember a pod; returns the TrainingJob it belongs to."""
@@ -68,22 +71,35 @@ class Store:
             self.pods.setdefault(key, {})[raw["metadata"]["name"]] = raw
         return key
 
-    def drop_pod(self, raw: Raw) -> JobKey | None:
-        """Forget a pod, unless a newer one has taken its name; returns its TrainingJob."""
+    def put_pod_if_unknown(self, raw: Raw) -> None:
+        """Remember a pod just created, unless the watch has said something newer of it."""
         key = owner_key(raw)
-        known = self.pods.get(key, {}) if key is not None else {}
-        current = known.get(raw["metadata"]["name"])
-        if current is not None and current["metadata"]["uid"] == raw["metadata"]["uid"]:
-            del known[raw["metadata"]["name"]]
-        if key is not None and not known:
+        name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
+        places = () if key is None else (self.pods.get(key, {}), self.gone.get(key, {}))
+        if not any(name in place and place[name]["metadata"]["uid"] == uid for place in places):
+            self.put_pod(raw)
+
+    def drop_pod(self, raw: Raw) -> JobKey | None:
+        """Move a pod to the gone ones, unless a newer one has taken its name."""
+        key = owner_key(raw)
+        if key is None:
+            return None
+        known, name = self.pods.get(key, {}), raw["metadata"]["name"]
+        if name in known and known[name]["metadata"]["uid"] == raw["metadata"]["uid"]:
+            del known[name]
+        if not known:
             self.pods.pop(key, None)
+        if key in self.jobs:
+            self.gone.setdefault(key, {})[name] = raw
         return key
 
     def replace(self, jobs: list[Raw], pods: list[Raw]) -> set[JobKey]:
         """Take a full LIST as the new memory; returns every key that was or is known."""
         touched = {*self.jobs, *self.pods}
+        known_keys = {job_key(raw) for raw in jobs}
         known_uids = {raw["metadata"]["uid"] for raw in jobs}
         self.jobs, self.pods = {}, {}
+        self.gone = {key: value for key, value in self.gone.items() if key in known_keys}
         self.progress = {uid: value for uid, value in self.progress.items() if uid in known_uids}
         for raw in jobs:
             touched.add(self.put_job(raw))

@@ -1,0 +1,156 @@
+"""Decide: Snapshot and time in, Plan out. Pure; the rules are in `policies/`.
+
+Called by `reconcile`, which hands the Plan to `apply`.
+"""
+
+from datetime import datetime
+from typing import Final
+
+from ktrdr_api import names
+from ktrdr_api.conditions import ConditionType, Phase, Reason
+from ktrdr_api.training_job import Condition, TrainingJobStatus
+from ktrdr_operator.policies import POLICIES
+from ktrdr_operator.policies.draft import Case, Draft, deletion_of, timestamp
+from ktrdr_operator.snapshot import (
+    Announcement,
+    JobView,
+    Limits,
+    Plan,
+    PodDeletion,
+    PodView,
+    Snapshot,
+)
+
+C = ConditionType
+_TRUE: Final[dict[Phase, frozenset[ConditionType]]] = {
+    Phase.PENDING: frozenset({C.RECONCILING}),
+    Phase.STARTING: frozenset({C.RECONCILING}),
+    Phase.RUNNING: frozenset({C.RUNNING}),
+    Phase.CANCELLING: frozenset({C.RECONCILING}),
+    Phase.RETRYING: frozenset({C.RECONCILING}),
+    Phase.SUCCEEDED: frozenset({C.COMPLETE, C.FINISHED}),
+    Phase.FAILED: frozenset({C.STALLED, C.FAILED, C.FINISHED}),
+    Phase.CANCELLED: frozenset({C.FAILED, C.CANCELLED, C.FINISHED}),
+}
+"""Which conditions hold in which phase; all others are False. The table of the API reference."""
+_WARNING_REASONS: Final = frozenset(
+    {
+        Reason.UNSCHEDULABLE,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.VOLUME_NOT_READY,
+        Reason.STRATEGY_NOT_FOUND,
+        Reason.CREATE_REFUSED,
+        Reason.NAME_CONFLICT,
+        Reason.RETRYING,
+        Reason.DISRUPTED,
+    }
+)
+
+
+def decide(snapshot: Snapshot, now: datetime, limits: Limits) -> Plan:
+    """What to do about one TrainingJob now. The same arguments give the same plan."""
+    job = snapshot.job
+    if job is None or job.deleting:
+        return Plan(deletions=_stray_pods(snapshot, keep_own=False))
+    strays = _stray_pods(snapshot, keep_own=True)
+    if is_true(job.status, C.FINISHED):
+        return Plan(
+            status=_restamp(job),
+            deletions=strays + tuple(d for p in _alive(snapshot, job) for d in deletion_of(p)),
+        )
+    draft = _first_draft(Case(snapshot=snapshot, job=job, now=now, limits=limits))
+    return finish(job, draft, now, strays)
+
+
+def finish(job: JobView, draft: Draft, now: datetime, strays: tuple[PodDeletion, ...] = ()) -> Plan:
+    """Turn what a policy found into a whole plan: conditions, counters and events."""
+    status = job.status.model_copy(
+        update={
+            **draft.changes,
+            "observed_generation": job.generation,
+            "phase": draft.phase.value,
+            "reason": draft.reason.value,
+            "message": draft.message,
+            "gpus": _gpus(job),
+            "conditions": _conditions(job, draft, now),
+        }
+    )
+    return Plan(
+        status=status,
+        start=draft.start,
+        deletions=strays + draft.deletions,
+        events=_events(job.status, draft),
+        requeue_seconds=draft.requeue_seconds,
+    )
+
+
+def is_true(status: TrainingJobStatus, kind: ConditionType) -> bool:
+    """Whether a condition holds."""
+    return any(c.type == kind and c.status == "True" for c in status.conditions)
+
+
+def _first_draft(case: Case) -> Draft:
+    for policy in POLICIES:
+        draft = policy(case)
+        if draft is not None:
+            return draft
+    raise AssertionError("the last policy always speaks")
+
+
+def _stray_pods(snapshot: Snapshot, *, keep_own: bool) -> tuple[PodDeletion, ...]:
+    """Pods whose TrainingJob is gone, or going, or an earlier one of the same name."""
+    own = snapshot.job.uid if snapshot.job is not None and keep_own else None
+    return tuple(d for pod in snapshot.pods if pod.owner_uid != own for d in deletion_of(pod))
+
+
+def _alive(snapshot: Snapshot, job: JobView) -> list[PodView]:
+    return [p for p in snapshot.pods if p.owner_uid == job.uid and not p.ended]
+
+
+def _restamp(job: JobView) -> TrainingJobStatus:
+    """The end stays the end; only the generation it speaks of moves on."""
+    stamped = tuple(
+        c.model_copy(update={"observed_generation": job.generation}) for c in job.status.conditions
+    )
+    return job.status.model_copy(
+        update={"observed_generation": job.generation, "conditions": stamped}
+    )
+
+
+def _conditions(job: JobView, draft: Draft, now: datetime) -> tuple[Condition, ...]:
+    before = {c.type: c for c in job.status.conditions}
+    true = _TRUE[draft.phase]
+    if draft.phase is Phase.CANCELLING and is_true(job.status, C.RUNNING):
+        true |= {C.RUNNING}  # the process lives until it is gone
+    conditions = []
+    for kind in ConditionType:
+        holds = kind in true
+        value = "True" if holds else "False"
+        old = before.get(kind)
+        moved = old is None or old.status != value
+        conditions.append(
+            Condition(
+                type=kind,
+                status="True" if holds else "False",
+                reason=draft.reason if holds else Reason.NOT_APPLICABLE,
+                message=draft.message if holds else "",
+                last_transition_time=timestamp(now)
+                if old is None or moved
+                else old.last_transition_time,
+                observed_generation=job.generation,
+            )
+        )
+    return tuple(conditions)
+
+
+def _events(before: TrainingJobStatus, draft: Draft) -> tuple[Announcement, ...]:
+    """One event per transition."""
+    if (before.phase, before.reason) == (draft.phase.value, draft.reason.value):
+        return ()
+    bad = draft.phase is Phase.FAILED or draft.reason in _WARNING_REASONS
+    return (Announcement("Warning" if bad else "Normal", draft.reason.value, draft.message),)
+
+
+def _gpus(job: JobView) -> int:
+    limits = job.spec.trainer.resources.limits
+    return sum(int(count) for name, count in limits.items() if names.is_gpu_resource(name))

@@ -1,0 +1,1 @@
+"""How a plan becomes processes: one module per place a trainer can run."""

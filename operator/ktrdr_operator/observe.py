@@ -1,0 +1,213 @@
+"""Observe: turn raw objects into the one frozen Snapshot that decisions are made on.
+
+Called by `reconcile`. Reads the store, and the API server where a stale store could do harm: a pod
+that seems to be missing, a strategy that is about to be used. Parse errors end here.
+"""
+
+import re
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from ktrdr_api import names
+from ktrdr_api.conditions import ConditionType
+from ktrdr_api.run_contract import RunResult
+from ktrdr_api.training_job import STRATEGY_MAX_BYTES, TrainingJob, TrainingJobStatus
+from ktrdr_client.cluster import CONFIG_MAPS, PODS, ClusterApi
+from ktrdr_operator.snapshot import (
+    JobView,
+    Obstacle,
+    PodView,
+    Snapshot,
+    StrategyText,
+    Termination,
+)
+from ktrdr_operator.store import JobKey, Raw, Store
+
+TEXT_MAX_LENGTH: Final = 900
+"""Leaves room in a 1,024-character status message for our own words."""
+_CONTROL: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\S\n]|[\x00-\x09\x0b-\x1f\x7f]")
+
+
+def clean(text: str) -> str:
+    """Foreign text made safe for status: no control characters, bounded, end kept."""
+    plain = _CONTROL.sub(" ", text).strip()
+    return plain if len(plain) <= TEXT_MAX_LENGTH else "..." + plain[3 - TEXT_MAX_LENGTH :]
+
+
+def is_finished(status: TrainingJobStatus) -> bool:
+    """Whether the job has ended for good."""
+    return any(c.type == ConditionType.FINISHED and c.status == "True" for c in status.conditions)
+
+
+async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
+    """Everything known about one TrainingJob now.
+
+    Raises:
+        ApiError: the API server did not answer a live read; try again later.
+        ValidationError: the object is not a TrainingJob; the caller makes it a condition.
+    """
+    raw = store.jobs.get(key)
+    job = view_job(raw, store.progress.get(raw["metadata"]["uid"])) if raw else None
+    if job is not None:
+        await _fetch_missing_pod(cluster, store, key, job)
+    pods = (
+        *(view_pod(pod) for pod in store.pods.get(key, {}).values()),
+        *(view_pod(pod, gone=True) for pod in store.gone.get(key, {}).values()),
+    )
+    snapshot = Snapshot(job=job, pods=pods, strategy=None)
+    if job is None or not _may_start(snapshot, job):
+        return snapshot
+    return Snapshot(job=job, pods=pods, strategy=await _read_strategy(cluster, job))
+
+
+def _may_start(snapshot: Snapshot, job: JobView) -> bool:
+    current = snapshot.current()
+    idle = current is None or current.ended
+    return idle and not (job.deleting or job.spec.cancel or is_finished(job.status))
+
+
+async def _fetch_missing_pod(cluster: ClusterApi, store: Store, key: JobKey, job: JobView) -> None:
+    """Ask the API server before believing that the current attempt has no pod."""
+    status = job.status
+    name = names.pod_name(job.name, status.attempt)
+    known = name in store.pods.get(key, {}) or name in store.gone.get(key, {})
+    if status.attempt == 0 or known or is_finished(status):
+        return
+    pod = await cluster.get(PODS, key.namespace, name)
+    if pod is not None:
+        store.put_pod(pod)
+
+
+async def _read_strategy(cluster: ClusterApi, job: JobView) -> StrategyText:
+    source = job.spec.strategy
+    if source.inline is not None:
+        return StrategyText(text=source.inline)
+    ref = source.config_map_key_ref
+    if ref is None:
+        return StrategyText(problem="spec.strategy names no source; set inline or configMapKeyRef")
+    config_map = await cluster.get(CONFIG_MAPS, job.namespace, ref.name)
+    if config_map is None:
+        return StrategyText(
+            problem=f'ConfigMap "{ref.name}" does not exist in namespace "{job.namespace}"; '
+            "create it and the job starts"
+        )
+    text = config_map.get("data", {}).get(ref.key)
+    if text is None:
+        present = ", ".join(sorted(config_map.get("data", {}))) or "none"
+        return StrategyText(
+            problem=clean(
+                f'ConfigMap "{ref.name}" has no key "{ref.key}" (keys: {present}); '
+                "add the key and the job starts"
+            )
+        )
+    if len(text.encode()) > STRATEGY_MAX_BYTES:
+        return StrategyText(
+            problem=f'Key "{ref.key}" of ConfigMap "{ref.name}" is larger than '
+            f"{STRATEGY_MAX_BYTES} bytes; make the strategy smaller"
+        )
+    return StrategyText(text=text)
+
+
+def view_job(raw: Raw, progress: Raw | None) -> JobView:
+    """Parse a TrainingJob; the newer of the two progress values is taken."""
+    metadata = raw["metadata"]
+    body: dict[str, Any] = {"spec": raw.get("spec", {}), "status": dict(raw.get("status", {}))}
+    if progress is not None:
+        body["status"]["progress"] = progress
+    parsed = TrainingJob.model_validate(body)
+    return JobView(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        deleting="deletionTimestamp" in metadata,
+        labels=metadata.get("labels", {}),
+        spec=parsed.spec,
+        status=parsed.status,
+    )
+
+
+def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
+    """Parse a pod of ours."""
+    metadata, status = raw["metadata"], raw.get("status", {})
+    labels = metadata.get("labels", {})
+    owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
+    conditions = {c["type"]: c for c in status.get("conditions", [])}
+    container = _trainer_container(status)
+    state = container.get("state", {})
+    termination = _termination(state.get("terminated"))
+    running = state.get("running")
+    return PodView(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        owner_uid=owners[0] if owners else "",
+        attempt=_label_number(labels, names.LABEL_ATTEMPT),
+        rank=_label_number(labels, names.LABEL_RANK),
+        node=raw.get("spec", {}).get("nodeName"),
+        deleting="deletionTimestamp" in metadata,
+        gone=gone,
+        disrupted=_disrupted(status, conditions),
+        failed=status.get("phase") == "Failed",
+        pod_message=clean(status.get("message", "")),
+        started=_time(running["startedAt"]) if running else None,
+        termination=termination,
+        obstacle=None if running or termination else _obstacle(conditions, state),
+    )
+
+
+def _trainer_container(status: Raw) -> Raw:
+    for container in status.get("containerStatuses", []):
+        if container["name"] == names.TRAINER_CONTAINER:
+            found: Raw = container
+            return found
+    return {}
+
+
+def _label_number(labels: dict[str, str], name: str) -> int:
+    value = labels.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() else -1
+
+
+def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:
+    target = conditions.get("DisruptionTarget", {}).get("status") == "True"
+    return target or status.get("reason") in {"Evicted", "Preempting", "NodeLost", "Shutdown"}
+
+
+def _termination(terminated: Raw | None) -> Termination | None:
+    if terminated is None:
+        return None
+    message = terminated.get("message", "")
+    return Termination(
+        exit_code=terminated["exitCode"],
+        reason=terminated.get("reason", ""),
+        message=clean(message),
+        started=_time(terminated.get("startedAt")),
+        finished=_time(terminated.get("finishedAt")),
+        result=_result(message),
+    )
+
+
+def _result(message: str) -> RunResult | None:
+    """None when the trainer was killed before its last word: then this is the end of its log."""
+    try:
+        return RunResult.model_validate_json(message)
+    except ValidationError:
+        return None
+
+
+def _obstacle(conditions: dict[str, Raw], state: Raw) -> Obstacle | None:
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return Obstacle(
+            scheduled.get("reason", "Unschedulable"), clean(scheduled.get("message", ""))
+        )
+    waiting = state.get("waiting")
+    if waiting is None:
+        return None
+    return Obstacle(waiting.get("reason", ""), clean(waiting.get("message", "")))
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

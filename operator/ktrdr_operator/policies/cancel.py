@@ -1,0 +1,116 @@
+"""Cancel in three stages: the token, then SIGTERM by deleting the pod, then the kubelet's SIGKILL.
+
+`Cancelled` is said only when no process is left. A run that completed before the wish reached it
+has completed: its model is not thrown away.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from ktrdr_api.conditions import Phase, Reason
+from ktrdr_api.run_contract import CheckpointRef, Outcome, Stage
+from ktrdr_api.training_job import CancellationReceipt, CheckpointStatus
+from ktrdr_operator.policies.draft import Case, Draft, deletion_of, moment_of, timestamp
+from ktrdr_operator.snapshot import PodDeletion, PodView
+
+
+def speak(case: Case) -> Draft | None:
+    """Speaks when `spec.cancel` is true and the run has not completed."""
+    if not case.job.spec.cancel:
+        return None
+    receipt = case.status.cancellation or CancellationReceipt(requested_time=timestamp(case.now))
+    alive = case.own_pods_alive()
+    if not alive:
+        return _stopped(case, receipt)
+    return _stopping(case, _acknowledge(case, receipt), alive)
+
+
+def _acknowledge(case: Case, receipt: CancellationReceipt) -> CancellationReceipt:
+    progress = case.status.progress
+    seen = (
+        progress is not None
+        and progress.attempt == case.status.attempt
+        and progress.stage is Stage.CANCELLING
+    )
+    if not seen or receipt.acknowledged_time is not None:
+        return receipt
+    return receipt.model_copy(update={"acknowledged_time": timestamp(case.now)})
+
+
+def _stopping(case: Case, receipt: CancellationReceipt, alive: tuple[PodView, ...]) -> Draft:
+    grace = timedelta(seconds=case.job.spec.cancellation.grace_period_seconds)
+    deadline = moment_of(receipt.requested_time) + grace
+    listening = any(pod.started is not None for pod in alive)
+    wait = case.seconds_until(deadline) if listening else 0.0
+    if wait > 0:
+        message = f"Waiting for the trainer to stop by itself until {timestamp(deadline)}"
+        deletions: tuple[PodDeletion, ...] = ()
+    else:
+        message = "Waiting for the pod to end"
+        deletions = tuple(d for pod in alive for d in deletion_of(pod))
+    return Draft(
+        phase=Phase.CANCELLING,
+        reason=Reason.CANCELLING,
+        message=message,
+        changes={"cancellation": receipt, "waiting": None},
+        deletions=deletions,
+        requeue_seconds=wait or None,
+    )
+
+
+def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
+    pod = case.pod
+    verdict = pod.termination if pod is not None else None
+    result = verdict.result if verdict else None
+    if result is not None and result.outcome is Outcome.SUCCEEDED:
+        return None
+    finished = verdict.finished if verdict and verdict.finished else case.now
+    stopped = timestamp(finished)
+    where = _where(case)
+    acknowledged = receipt.acknowledged_time
+    if acknowledged is None and result is not None and result.outcome is Outcome.CANCELLED:
+        acknowledged = stopped  # its last word came before we saw the one before it
+    complete = receipt.model_copy(
+        update={**where, "stopped_time": stopped, "acknowledged_time": acknowledged}
+    )
+    return Draft(
+        phase=Phase.CANCELLED,
+        reason=Reason.CANCELLED,
+        message=_words(complete),
+        changes={
+            "cancellation": complete,
+            "checkpoint": complete.checkpoint or case.status.checkpoint,
+            "completion_time": stopped,
+            "waiting": None,
+            "retry_time": None,
+        },
+    )
+
+
+def _where(case: Case) -> dict[str, Any]:
+    """Epoch, batch and checkpoint: from the run's last word, else from its last report."""
+    pod, progress = case.pod, case.status.progress
+    result = pod.termination.result if pod is not None and pod.termination else None
+    if result is not None:
+        saved = checkpoint_status(result.checkpoint) or case.status.checkpoint
+        return {"epoch": result.epoch, "batch": result.batch, "checkpoint": saved}
+    if progress is not None:
+        saved = progress.checkpoint or case.status.checkpoint
+        return {
+            "epoch": progress.current_epoch,
+            "batch": progress.current_batch,
+            "checkpoint": saved,
+        }
+    return {}
+
+
+def checkpoint_status(ref: CheckpointRef | None) -> CheckpointStatus | None:
+    """The run contract's checkpoint in the words of status."""
+    return CheckpointStatus(**ref.model_dump()) if ref is not None else None
+
+
+def _words(receipt: CancellationReceipt) -> str:
+    if receipt.epoch is None:
+        return "Cancelled before training began"
+    saved = f"checkpoint {receipt.checkpoint.path}" if receipt.checkpoint else "no checkpoint"
+    return f"Cancelled in epoch {receipt.epoch} after batch {receipt.batch}; {saved}"

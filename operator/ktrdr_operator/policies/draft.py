@@ -1,0 +1,68 @@
+"""What a policy is given and what it answers."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ktrdr_api.conditions import Phase, Reason
+from ktrdr_api.training_job import TrainingJobStatus
+from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion, PodView, Snapshot
+
+
+@dataclass(frozen=True)
+class Case:
+    """One TrainingJob that exists and has not finished, at one moment."""
+
+    snapshot: Snapshot
+    job: JobView
+    now: datetime
+    limits: Limits
+
+    @property
+    def status(self) -> TrainingJobStatus:
+        """Status as it stands."""
+        return self.job.status
+
+    @property
+    def pod(self) -> PodView | None:
+        """Rank 0 of the current attempt."""
+        return self.snapshot.current()
+
+    def own_pods_alive(self) -> tuple[PodView, ...]:
+        """Pods of this very TrainingJob in which a process may still run."""
+        return tuple(
+            pod for pod in self.snapshot.pods if pod.owner_uid == self.job.uid and not pod.ended
+        )
+
+    def seconds_until(self, moment: datetime) -> float:
+        """Seconds from now, never negative."""
+        return max((moment - self.now).total_seconds(), 0.0)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The state a policy found, and what is to be done about it."""
+
+    phase: Phase
+    reason: Reason
+    message: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Status fields to set, by their Python names; what is not named stays."""
+    start: AttemptStart | None = None
+    deletions: tuple[PodDeletion, ...] = ()
+    requeue_seconds: float | None = None
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC, whole seconds, as the API server writes times."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment_of(text: str) -> datetime:
+    """The inverse of `timestamp`."""
+    return datetime.fromisoformat(text)
+
+
+def deletion_of(pod: PodView) -> tuple[PodDeletion, ...]:
+    """The deletion of a pod, unless it is under way already."""
+    return () if pod.deleting or pod.gone else (PodDeletion(pod.name, pod.uid),)

@@ -1,0 +1,187 @@
+"""The current attempt has ended: completed, failed for good, or to be tried again.
+
+Disruptions (eviction, drain, a pod deleted by hand, SIGTERM) are tried again and never counted.
+Failures are counted against `backoffLimit`. A bad request, bad data and OOM are not tried again:
+the next attempt would end the same way.
+"""
+
+import signal
+from datetime import timedelta
+from typing import Any, Final
+
+from ktrdr_api.conditions import Phase, Reason
+from ktrdr_api.run_contract import ExitCode, Outcome, RunResult
+from ktrdr_api.training_job import Artifact, Failure, MetricValue, Result
+from ktrdr_operator.policies.cancel import checkpoint_status
+from ktrdr_operator.policies.draft import Case, Draft, timestamp
+from ktrdr_operator.snapshot import PodView, Termination
+
+_SIGNAL_BASE: Final = 128
+"""A process ended by signal N exits, to the kubelet, with 128 + N."""
+_FINAL_EXIT_CODES: Final = frozenset({ExitCode.BAD_REQUEST, ExitCode.BAD_DATA})
+_KNOWN_REASONS: Final = frozenset(Reason)
+
+
+def speak(case: Case) -> Draft | None:
+    """Speaks when the pod has ended and its end has not been judged yet."""
+    pod = case.pod
+    if pod is None or not pod.ended or case.status.retry_time is not None:
+        return None
+    result = _own_result(case, pod.termination)
+    if result is not None and result.outcome is Outcome.SUCCEEDED:
+        return _completed(case, pod, result)
+    if _is_disruption(pod):
+        return disrupted(case, f'Pod "{pod.name}" was stopped from outside', result)
+    failure = _failure(case, pod, result)
+    if failure.reason == Reason.OOM_KILLED or failure.exit_code in _FINAL_EXIT_CODES:
+        return _failed(case, pod, Reason(failure.reason), failure)
+    if case.status.retries >= case.job.spec.backoff_limit:
+        return _failed(case, pod, Reason.BACKOFF_LIMIT_EXCEEDED, failure)
+    return _retry(case, failure, result)
+
+
+def disrupted(case: Case, what: str, result: RunResult | None = None) -> Draft:
+    """The next attempt follows at once and goes on from the newest checkpoint."""
+    saved = checkpoint_status(result.checkpoint) if result else None
+    return Draft(
+        phase=Phase.RETRYING,
+        reason=Reason.DISRUPTED,
+        message=f"{what}; the next attempt goes on from the newest checkpoint",
+        changes={
+            "retry_time": timestamp(case.now),
+            "waiting": None,
+            "checkpoint": saved or case.status.checkpoint,
+        },
+        requeue_seconds=0.0,
+    )
+
+
+def _own_result(case: Case, end: Termination | None) -> RunResult | None:
+    if end is None or end.result is None or end.result.job_uid != case.job.uid:
+        return None
+    return end.result
+
+
+def _is_disruption(pod: PodView) -> bool:
+    if pod.disrupted:
+        return True
+    end = pod.termination
+    if end is None:
+        return pod.gone
+    stopped = end.exit_code in {ExitCode.STOPPED, ExitCode.TERMINATED}
+    killed_on_deletion = end.exit_code == _SIGNAL_BASE + signal.SIGKILL and pod.deleting
+    return stopped or killed_on_deletion
+
+
+def _completed(case: Case, pod: PodView, result: RunResult) -> Draft:
+    artifact = result.artifact
+    path = f" at {artifact.path}" if artifact else ""
+    return Draft(
+        phase=Phase.SUCCEEDED,
+        reason=Reason.COMPLETED,
+        message=f"Trained {result.epochs_completed} epochs; the model is stored{path}",
+        changes={
+            **_ended_changes(case, pod),
+            "result": Result(
+                outcome=result.outcome,
+                duration_seconds=result.duration_seconds,
+                metrics=tuple(MetricValue(**metric.model_dump()) for metric in result.metrics),
+                artifact=Artifact(**artifact.model_dump()) if artifact else None,
+                epochs_completed=result.epochs_completed,
+                best_epoch=result.best_epoch,
+            ),
+            "checkpoint": checkpoint_status(result.checkpoint) or case.status.checkpoint,
+        },
+    )
+
+
+def _failed(case: Case, pod: PodView, reason: Reason, failure: Failure) -> Draft:
+    prefix = ""
+    if reason is Reason.BACKOFF_LIMIT_EXCEEDED:
+        prefix = f"Failed {case.status.retries + 1} times (backoffLimit reached). Last: "
+    return Draft(
+        phase=Phase.FAILED,
+        reason=reason,
+        message=(prefix + failure.message)[:1024],
+        changes={**_ended_changes(case, pod), "failure": failure},
+    )
+
+
+def _retry(case: Case, failure: Failure, result: RunResult | None) -> Draft:
+    limits = case.limits
+    delay = min(limits.retry_cap_seconds, limits.retry_base_seconds * 2**case.status.retries)
+    due = case.now + timedelta(seconds=delay)
+    number = case.status.retries + 1
+    saved = checkpoint_status(result.checkpoint) if result else None
+    return Draft(
+        phase=Phase.RETRYING,
+        reason=Reason.RETRYING,
+        message=f"Retry {number} of {case.job.spec.backoff_limit} at {timestamp(due)}: "
+        f"{failure.message}"[:1024],
+        changes={
+            "retries": number,
+            "retry_time": timestamp(due),
+            "failure": failure,
+            "waiting": None,
+            "checkpoint": saved or case.status.checkpoint,
+        },
+        requeue_seconds=case.seconds_until(due),
+    )
+
+
+def _ended_changes(case: Case, pod: PodView) -> dict[str, Any]:
+    end = pod.termination
+    started = end.started if end else None
+    finished = end.finished if end and end.finished else case.now
+    start = case.status.start_time or (timestamp(started) if started else None)
+    return {
+        "start_time": start,
+        "host": pod.node or case.status.host,
+        "completion_time": timestamp(finished),
+        "waiting": None,
+    }
+
+
+def _failure(case: Case, pod: PodView, result: RunResult | None) -> Failure:
+    end = pod.termination
+    if end is None:
+        return Failure(
+            attempt=pod.attempt,
+            reason=Reason.TRAINER_FAILED,
+            message=pod.pod_message or f'Pod "{pod.name}" failed before its trainer started',
+        )
+    killed = end.exit_code - _SIGNAL_BASE if end.exit_code > _SIGNAL_BASE else None
+    reason, message = _cause(case, end, result, killed)
+    return Failure(
+        attempt=pod.attempt,
+        rank=pod.rank,
+        exit_code=end.exit_code,
+        signal=killed,
+        reason=reason,
+        message=message[:1024],
+    )
+
+
+def _cause(
+    case: Case, end: Termination, result: RunResult | None, killed: int | None
+) -> tuple[Reason, str]:
+    if end.reason == Reason.OOM_KILLED:
+        limit = case.job.spec.trainer.resources.limits.get("memory", "none; the node ran out")
+        return Reason.OOM_KILLED, (
+            f"The trainer needed more memory than its limit ({limit}); raise "
+            "spec.trainer.resources.limits.memory or use fewer symbols"
+        )
+    if result is not None:
+        known = Reason(result.reason) if result.reason in _KNOWN_REASONS else Reason.TRAINER_FAILED
+        return known, result.message or f"The trainer ended with exit code {end.exit_code}"
+    if killed is not None:
+        return Reason.TRAINER_FAILED, f"The trainer was killed by {_signal_name(killed)}"
+    tail = f"; its log ends: {end.message}" if end.message else ""
+    return Reason.TRAINER_FAILED, (
+        f"The trainer ended with exit code {end.exit_code} and left no result{tail}"
+    )
+
+
+def _signal_name(number: int) -> str:
+    names = {s.value: s.name for s in signal.Signals}
+    return f"signal {number} ({names.get(number, 'unknown')})"

@@ -1,0 +1,24 @@
+"""The trainer runs: say since when and where, and keep its newest checkpoint in sight."""
+
+from ktrdr_api.conditions import Phase, Reason
+from ktrdr_operator.policies.draft import Case, Draft, timestamp
+
+
+def speak(case: Case) -> Draft | None:
+    """Speaks when the trainer container of the current attempt has started and not ended."""
+    pod = case.pod
+    if pod is None or pod.ended or pod.started is None:
+        return None
+    progress = case.status.progress
+    saved = progress.checkpoint if progress is not None else None
+    return Draft(
+        phase=Phase.RUNNING,
+        reason=Reason.RUNNING,
+        message=f'The trainer runs in pod "{pod.name}"',
+        changes={
+            "start_time": case.status.start_time or timestamp(pod.started),
+            "host": pod.node,
+            "waiting": None,
+            "checkpoint": saved or case.status.checkpoint,
+        },
+    )

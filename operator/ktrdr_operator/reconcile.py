@@ -1,0 +1,207 @@
+"""Reconcile one TrainingJob: observe, decide, apply; and say what went wrong where users look.
+
+The queue's workers call `Reconciler.work` with a key. Level-triggered: it depends on the state it
+finds, never on the event that brought it here, so any event may be lost, repeated or late.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Final
+
+from pydantic import ValidationError
+
+from ktrdr_api.conditions import Phase, Reason
+from ktrdr_api.training_job import (
+    TrainingJobSpec,
+    TrainingJobStatus,
+    Waiting,
+)
+from ktrdr_client.cluster import TRAINING_JOBS, ApiError, ClusterApi, Conflict, NotFound
+from ktrdr_operator import manifests
+from ktrdr_operator.apply import Applier
+from ktrdr_operator.decide import decide, finish
+from ktrdr_operator.events import EventRecorder
+from ktrdr_operator.executors.cluster_pods import NameConflictError
+from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.observe import clean, observe
+from ktrdr_operator.policies.draft import Draft, timestamp
+from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.snapshot import JobView, Limits, Plan
+from ktrdr_operator.store import JobKey, Raw, Store
+
+log: Final = logging.getLogger(__name__)
+_REFUSED: Final = frozenset({400, 403, 422})
+"""Answers that say the request, not the server, is the trouble."""
+
+
+_NO_VOLUME: Final = {"persistentVolumeClaim": {"claimName": "unreadable"}}
+_NO_SPEC: Final = TrainingJobSpec.model_validate(
+    {"strategy": {}, "data": _NO_VOLUME, "output": _NO_VOLUME}
+)
+"""Stands in for a spec that cannot be read, so that its status can be written."""
+
+
+def utc_now() -> datetime:
+    """The wall clock that stamps status."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """Brings TrainingJobs, one key at a time, to where their specs want them."""
+
+    cluster: ClusterApi
+    store: Store
+    queue: WorkQueue[JobKey]
+    limits: Limits
+    metrics: Metrics
+    events: EventRecorder
+    now: Callable[[], datetime] = utc_now
+
+    async def work(self, key: JobKey, waited_seconds: float) -> None:
+        """Reconcile one key; errors become conditions, logs and a backoff, never an exception."""
+        self.metrics.queue_lag(waited_seconds)
+        began = monotonic()
+        try:
+            await self._reconcile(key)
+        except Exception as error:  # one poisonous object must not end a worker
+            delay = self.queue.retry(key)
+            self.metrics.reconcile(monotonic() - began, "error")
+            self._log_failure(key, error, delay)
+            return
+        self.queue.forget(key)
+        self.metrics.reconcile(monotonic() - began, "ok")
+
+    async def _reconcile(self, key: JobKey) -> None:
+        try:
+            snapshot = await observe(self.cluster, self.store, key)
+        except ValidationError as invalid:
+            await self._write_invalid(key, invalid)
+            return
+        plan = decide(snapshot, self.now(), self.limits)
+        job = snapshot.job
+        applier = Applier(self.cluster, self.store, self.limits)
+        try:
+            await applier.apply(key.namespace, job, plan)
+        except (NotFound, Conflict):
+            await self._refresh(key)
+            raise
+        except (ApiError, NameConflictError) as refused:
+            if job is None or plan.start is None:
+                raise
+            await self._write_refusal(applier, key, plan, refused)
+            raise
+        if job is not None:
+            self._announce(key, job, plan)
+        if plan.requeue_seconds is not None:
+            self.queue.add_after(key, plan.requeue_seconds)
+
+    def _announce(self, key: JobKey, job: JobView, plan: Plan) -> None:
+        """Events and counters, after the status they speak of is written."""
+        raw = self.store.jobs.get(key)
+        for event in plan.events:
+            if raw is not None:
+                self.events.record(raw, event.kind, event.reason, event.message)
+            log.info(
+                "%s: %s",
+                event.reason,
+                event.message,
+                extra={"namespace": key.namespace, "job": key.name, "uid": job.uid},
+            )
+        if plan.start is not None:
+            self.metrics.attempt_started()
+        if plan.status is not None and plan.events:
+            self._measure(plan.status, raw)
+
+    def _measure(self, status: TrainingJobStatus, raw: Raw | None) -> None:
+        if status.phase == Phase.RUNNING and status.attempt == 1 and raw is not None:
+            created = datetime.fromisoformat(raw["metadata"]["creationTimestamp"])
+            self.metrics.time_to_running((self.now() - created).total_seconds())
+        receipt = status.cancellation
+        if status.phase == Phase.CANCELLED and receipt is not None:
+            asked = datetime.fromisoformat(receipt.requested_time)
+            self.metrics.cancel((self.now() - asked).total_seconds())
+
+    async def _write_refusal(
+        self, applier: Applier, key: JobKey, plan: Plan, refused: ApiError | NameConflictError
+    ) -> None:
+        """A child was refused: the server's words go where the user looks; the backoff goes on."""
+        raw = self.store.jobs.get(key)
+        if raw is None or (isinstance(refused, ApiError) and refused.status not in _REFUSED):
+            return  # the server's trouble, not the job's: just try again
+        from_conflict = isinstance(refused, NameConflictError)
+        reason = Reason.NAME_CONFLICT if from_conflict else Reason.CREATE_REFUSED
+        words = clean(str(refused))
+        job = (await observe(self.cluster, self.store, key)).job
+        if job is None:
+            return
+        before = job.status.waiting
+        same = before is not None and before.reason == reason
+        since = before.since if before is not None and same else timestamp(self.now())
+        draft = Draft(
+            phase=Phase.PENDING,
+            reason=reason,
+            message=words,
+            changes={"waiting": Waiting(reason=reason, message=words, since=since)},
+        )
+        written = finish(job, draft, self.now())
+        await applier.write_status(job, written)
+        self._announce(key, job, written)
+
+    async def _write_invalid(self, key: JobKey, invalid: ValidationError) -> None:
+        """The schema should make this impossible; if not, it is one job's condition."""
+        raw = self.store.jobs[key]
+        first = invalid.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        job = _unparsed(raw)
+        draft = Draft(
+            phase=Phase.FAILED,
+            reason=Reason.INVALID_REQUEST,
+            message=clean(f"{where}: {first['msg']}; correct it in a new TrainingJob"),
+            changes={"completion_time": timestamp(self.now())},
+        )
+        plan = finish(job, draft, self.now())
+        if raw.get("status", {}).get("phase") == Phase.FAILED:
+            return
+        if plan.status is not None:
+            patch = manifests.status_patch(job, plan.status)
+            self.store.put_job(await self.cluster.apply(TRAINING_JOBS, patch, subresource="status"))
+        self._announce(key, job, plan)
+
+    async def _refresh(self, key: JobKey) -> None:
+        """The store was behind the server: look again before the next try."""
+        raw = await self.cluster.get(TRAINING_JOBS, key.namespace, key.name)
+        known = self.store.jobs.get(key)
+        if raw is not None:
+            self.store.put_job(raw)
+        elif known is not None:
+            self.store.drop_job(key, known["metadata"]["uid"])
+
+    def _log_failure(self, key: JobKey, error: Exception, delay: float) -> None:
+        expected = isinstance(error, ApiError | NameConflictError)
+        log.log(
+            logging.WARNING if expected else logging.ERROR,
+            "reconcile failed, next try in %.1f s: %s",
+            delay,
+            error,
+            exc_info=None if expected else error,
+            extra={"namespace": key.namespace, "job": key.name},
+        )
+
+
+def _unparsed(raw: Raw) -> JobView:
+    """What can be said of a TrainingJob whose spec or status cannot be parsed."""
+    metadata = raw["metadata"]
+    return JobView(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        deleting="deletionTimestamp" in metadata,
+        labels={},
+        spec=_NO_SPEC,
+        status=TrainingJobStatus(),
+    )
