@@ -1,8 +1,8 @@
 """The work queue: any number of events about a job become one run, and cancels overtake.
 
-Handlers and the reconciler put keys in; workers take them out, one worker per key at a time. What
-is urgent (cancel, delete) is taken before everything else. A failing key comes back with exponential
-backoff and full jitter, so that one poisonous object never slows the others.
+Handlers and the reconciler put keys in; workers take them out, one worker a key at a time. What is
+urgent (cancel, delete) is taken before everything else. A failing key comes back with exponential
+backoff and jitter, so that one poisonous object never slows the others.
 """
 
 import asyncio
