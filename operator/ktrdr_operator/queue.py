@@ -7,11 +7,11 @@ backoff and jitter, so that one poisonous object never slows the others.
 
 import asyncio
 import heapq
-import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from random import Random
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -30,7 +30,7 @@ class WorkQueue(Generic[K]):
 
     clock: Callable[[], float]
     """Monotonic seconds."""
-    random: random.Random = field(default_factory=random.Random)
+    random: Random = field(default_factory=Random)
     _urgent: OrderedDict[K, float] = field(default_factory=OrderedDict)
     _normal: OrderedDict[K, float] = field(default_factory=OrderedDict)
     _working: dict[K, bool] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class WorkQueue(Generic[K]):
     _failures: dict[K, int] = field(default_factory=dict)
     _delayed: list[tuple[float, int, K]] = field(default_factory=list)
     _due: dict[K, float] = field(default_factory=dict)
-    _order: count[int] = field(default_factory=count)
+    _order: Iterator[int] = field(default_factory=count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, key: K, *, urgent: bool = False) -> None:

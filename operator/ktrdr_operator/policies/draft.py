@@ -66,3 +66,8 @@ def moment_of(text: str) -> datetime:
 def deletion_of(pod: PodView) -> tuple[PodDeletion, ...]:
     """The deletion of a pod, unless it is under way already."""
     return () if pod.deleting or pod.gone else (PodDeletion(pod.name, pod.uid),)
+
+
+def starting_message(pod_name: str) -> str:
+    """The same words before and after the pod is known: a start costs one status write, not two."""
+    return f'Pod "{pod_name}" is starting'

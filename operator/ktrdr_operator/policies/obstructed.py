@@ -9,7 +9,14 @@ from typing import Final
 
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import Failure, Waiting
-from ktrdr_operator.policies.draft import Case, Draft, deletion_of, moment_of, timestamp
+from ktrdr_operator.policies.draft import (
+    Case,
+    Draft,
+    deletion_of,
+    moment_of,
+    starting_message,
+    timestamp,
+)
 from ktrdr_operator.snapshot import Obstacle, PodView
 
 _IMAGE_REASONS: Final = frozenset(
@@ -35,8 +42,8 @@ def speak(case: Case) -> Draft | None:
     return Draft(
         phase=Phase.STARTING,
         reason=Reason(waiting.reason) if waiting else Reason.STARTING,
-        message=waiting.message if waiting else f'Pod "{pod.name}" is starting',
-        changes={"waiting": waiting, "host": pod.node},
+        message=waiting.message if waiting else starting_message(pod.name),
+        changes={"waiting": waiting},
     )
 
 
@@ -78,7 +85,7 @@ def _image(case: Case, pod: PodView, waiting: Waiting) -> Draft:
             phase=Phase.STARTING,
             reason=Reason.IMAGE_PULL_FAILED,
             message=waiting.message,
-            changes={"waiting": waiting, "host": pod.node},
+            changes={"waiting": waiting},
             requeue_seconds=case.seconds_until(due),
         )
     failure = Failure(attempt=pod.attempt, reason=Reason.IMAGE_PULL_FAILED, message=waiting.message)

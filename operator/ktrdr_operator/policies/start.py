@@ -9,7 +9,7 @@ from typing import Final
 from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import Waiting
-from ktrdr_operator.policies.draft import Case, Draft, moment_of, timestamp
+from ktrdr_operator.policies.draft import Case, Draft, moment_of, starting_message, timestamp
 from ktrdr_operator.snapshot import AttemptStart
 
 RECHECK_SECONDS: Final = 5.0
@@ -32,7 +32,7 @@ def speak(case: Case) -> Draft:
     return Draft(
         phase=Phase.STARTING,
         reason=Reason.STARTING,
-        message=f'Starting attempt {attempt} in pod "{pod}"',
+        message=starting_message(pod),
         changes={
             "attempt": attempt,
             "pod_name": pod,
