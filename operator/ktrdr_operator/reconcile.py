@@ -14,11 +14,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.training_job import (
-    TrainingJobSpec,
-    TrainingJobStatus,
-    Waiting,
-)
+from ktrdr_api.training_job import TrainingJobSpec, TrainingJobStatus
 from ktrdr_client.cluster import TRAINING_JOBS, ApiError, ClusterApi, Conflict, NotFound
 from ktrdr_operator import manifests
 from ktrdr_operator.apply import Applier
@@ -27,7 +23,8 @@ from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.executors.cluster_pods import NameConflictError
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.observe import clean, observe
-from ktrdr_operator.policies.draft import Draft, timestamp
+from ktrdr_operator.policies.draft import Case, Draft, timestamp
+from ktrdr_operator.policies.refused import after_refusal
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.snapshot import JobView, Limits, Plan
 from ktrdr_operator.store import JobKey, Raw, Store
@@ -90,10 +87,10 @@ class Reconciler:
             await self._refresh(key)
             raise
         except (ApiError, NameConflictError) as refused:
-            if job is None or plan.start is None:
+            if plan.start is None or not _is_refusal(refused):
                 raise
-            await self._write_refusal(applier, key, plan, refused)
-            raise
+            await self._write_refusal(applier, key, refused)
+            return
         if job is not None:
             self._announce(key, job, plan)
         if plan.requeue_seconds is not None:
@@ -126,30 +123,22 @@ class Reconciler:
             self.metrics.cancel((self.now() - asked).total_seconds())
 
     async def _write_refusal(
-        self, applier: Applier, key: JobKey, plan: Plan, refused: ApiError | NameConflictError
+        self, applier: Applier, key: JobKey, refused: ApiError | NameConflictError
     ) -> None:
-        """A child was refused: the server's words go where the user looks; the backoff goes on."""
-        raw = self.store.jobs.get(key)
-        if raw is None or (isinstance(refused, ApiError) and refused.status not in _REFUSED):
-            return  # the server's trouble, not the job's: just try again
-        from_conflict = isinstance(refused, NameConflictError)
-        reason = Reason.NAME_CONFLICT if from_conflict else Reason.CREATE_REFUSED
-        words = clean(str(refused))
-        job = (await observe(self.cluster, self.store, key)).job
-        if job is None:
-            return
-        before = job.status.waiting
-        same = before is not None and before.reason == reason
-        since = before.since if before is not None and same else timestamp(self.now())
-        draft = Draft(
-            phase=Phase.PENDING,
-            reason=reason,
-            message=words,
-            changes={"waiting": Waiting(reason=reason, message=words, since=since)},
+        """The server's words go where the user looks; the next try comes after a while."""
+        reason = (
+            Reason.NAME_CONFLICT
+            if isinstance(refused, NameConflictError)
+            else Reason.CREATE_REFUSED
         )
-        written = finish(job, draft, self.now())
-        await applier.write_status(job, written)
-        self._announce(key, job, written)
+        snapshot = await observe(self.cluster, self.store, key)
+        if snapshot.job is None:
+            return
+        case = Case(snapshot=snapshot, job=snapshot.job, now=self.now(), limits=self.limits)
+        plan = finish(case.job, after_refusal(case, reason, clean(str(refused))), case.now)
+        await applier.write_status(case.job, plan)
+        self._announce(key, case.job, plan)
+        self.queue.add_after(key, plan.requeue_seconds or 0.0)
 
     async def _write_invalid(self, key: JobKey, invalid: ValidationError) -> None:
         """The schema should make this impossible; if not, it is one job's condition."""
@@ -190,6 +179,11 @@ class Reconciler:
             exc_info=None if expected else error,
             extra={"namespace": key.namespace, "job": key.name},
         )
+
+
+def _is_refusal(error: ApiError | NameConflictError) -> bool:
+    """Whether the request is the trouble; otherwise it is the server, and we just try again."""
+    return isinstance(error, NameConflictError) or error.status in _REFUSED
 
 
 def _unparsed(raw: Raw) -> JobView:

@@ -10,6 +10,7 @@ from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import Waiting
 from ktrdr_operator.policies.draft import Case, Draft, moment_of, starting_message, timestamp
+from ktrdr_operator.policies.refused import is_refused, still_refused
 from ktrdr_operator.snapshot import AttemptStart
 
 RECHECK_SECONDS: Final = 5.0
@@ -19,28 +20,37 @@ RECHECK_SECONDS: Final = 5.0
 def speak(case: Case) -> Draft:
     """Always speaks: the last rule."""
     status = case.status
+    refusal = status.waiting if is_refused(status) else None
     if status.retry_time is not None and case.now < moment_of(status.retry_time):
-        return _retrying(case, status.message, case.seconds_until(moment_of(status.retry_time)))
+        seconds = case.seconds_until(moment_of(status.retry_time))
+        if refusal is not None:
+            return still_refused(refusal, seconds)
+        return _retrying(case, status.message, seconds)
     if alive := case.own_pods_alive():
         return _retrying(case, f'Waiting for pod "{alive[0].name}" to end', None)
     strategy = case.snapshot.strategy
     if strategy is None or strategy.problem:
         return _missing(case, strategy.problem if strategy else "The strategy was not read")
-    again = status.attempt > 0 and status.retry_time is None  # recorded, but never created
-    attempt = status.attempt if again else status.attempt + 1
+    recorded = status.attempt > 0 and (status.retry_time is None or refusal is not None)
+    attempt = status.attempt if recorded else status.attempt + 1
+    return _start(case, attempt, strategy.text, refusal)
+
+
+def _start(case: Case, attempt: int, strategy: str, refusal: Waiting | None) -> Draft:
+    """A refusal stays on show until the pod is there: a try is no news."""
     pod = names.pod_name(case.job.name, attempt)
     return Draft(
-        phase=Phase.STARTING,
-        reason=Reason.STARTING,
-        message=starting_message(pod),
+        phase=Phase.PENDING if refusal else Phase.STARTING,
+        reason=Reason(refusal.reason) if refusal else Reason.STARTING,
+        message=refusal.message if refusal else starting_message(pod),
         changes={
             "attempt": attempt,
             "pod_name": pod,
             "host": None,
-            "waiting": None,
-            "retry_time": None,
+            "waiting": refusal,
+            "retry_time": case.status.retry_time if refusal else None,
         },
-        start=AttemptStart(attempt=attempt, strategy=strategy.text),
+        start=AttemptStart(attempt=attempt, strategy=strategy),
     )
 
 

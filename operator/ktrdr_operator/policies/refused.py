@@ -1,0 +1,52 @@
+"""A child was refused: quota, admission, or a name that somebody else holds.
+
+Not one of the ordered rules: `reconcile` asks it when the API server said no to a plan. The server's
+words stand in status, and the next try comes after as long as the refusal has lasted already (1 s to
+60 s): exponential, without a counter, and the same after a restart of the operator.
+"""
+
+from datetime import timedelta
+from typing import Final
+
+from ktrdr_api.conditions import Phase, Reason
+from ktrdr_api.training_job import TrainingJobStatus, Waiting
+from ktrdr_operator.policies.draft import Case, Draft, moment_of, timestamp
+
+LEAST_SECONDS: Final = 1.0
+MOST_SECONDS: Final = 60.0
+_REASONS: Final = frozenset({Reason.CREATE_REFUSED, Reason.NAME_CONFLICT})
+
+
+def is_refused(status: TrainingJobStatus) -> bool:
+    """Whether the recorded attempt waits for a refusal to end."""
+    return status.waiting is not None and status.waiting.reason in _REASONS
+
+
+def after_refusal(case: Case, reason: Reason, words: str) -> Draft:
+    """The state after a refusal."""
+    before = case.status.waiting
+    same = before is not None and before.reason == reason
+    since = before.since if before is not None and same else timestamp(case.now)
+    lasted = (case.now - moment_of(since)).total_seconds()
+    delay = min(max(lasted, LEAST_SECONDS), MOST_SECONDS)
+    waiting = Waiting(reason=reason, message=words, since=since)
+    return Draft(
+        phase=Phase.PENDING,
+        reason=reason,
+        message=words,
+        changes={
+            "waiting": waiting,
+            "retry_time": timestamp(case.now + timedelta(seconds=delay)),
+        },
+        requeue_seconds=delay,
+    )
+
+
+def still_refused(waiting: Waiting, seconds: float) -> Draft:
+    """The state between two tries."""
+    return Draft(
+        phase=Phase.PENDING,
+        reason=Reason(waiting.reason),
+        message=waiting.message,
+        requeue_seconds=seconds,
+    )
