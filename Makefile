@@ -1,0 +1,94 @@
+# Verbs only; what they do is in the scripts they call. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON := .venv/bin/python
+CLUSTER := PYTHON=$(CURDIR)/$(PYTHON) tests/cluster/cluster.sh
+DEMO := $(PYTHON) tests/demo/demo.py
+JUNIT = --junitxml=build/junit/$@.xml
+CHECKED := operator trainer_image tests
+
+.PHONY: help bootstrap tools cluster-up cluster-down kubeconfig demo demo-down guide lint fmt types \
+	imports generate verify unit contract integration e2e test bench-loop bench-apply images \
+	constraints
+
+help: ## List the verbs
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+bootstrap: ## Create .venv with the pinned packages (and uv, if there is none)
+	@tests/tools.sh
+
+tools: bootstrap ## Install and build what the test cluster consists of (once)
+	@$(CLUSTER) tools
+
+cluster-up: tools ## Cluster, operator, and namespace ktrdr-demo with data and strategies
+	@$(DEMO) cluster-up
+
+cluster-down: bootstrap ## Remove the cluster (one named by KTRDR_KUBECONFIG: what we put on it)
+	@$(DEMO) cluster-down
+
+kubeconfig: bootstrap ## Print the path of the cluster's kubeconfig
+	@$(CLUSTER) kubeconfig
+
+demo: tools ## Train, cancel and delete on a real cluster, and show it
+	@$(DEMO) demo
+
+demo-down: cluster-down ## Remove every trace of the demo
+
+guide: bootstrap ## Refresh the outputs in docs/guides/first-job.md from a real run
+	@$(PYTHON) tests/demo/refresh_guide.py
+
+lint: bootstrap ## Check style
+	@.venv/bin/ruff check $(CHECKED)
+	@.venv/bin/ruff format --check $(CHECKED)
+
+fmt: bootstrap ## Format, and fix what can be fixed
+	@.venv/bin/ruff check --fix $(CHECKED)
+	@.venv/bin/ruff format $(CHECKED)
+
+types: bootstrap ## Check types
+	@.venv/bin/mypy -p ktrdr_api -p ktrdr_client -p ktrdr_operator -p ktrdr_trainer
+	@.venv/bin/mypy tests
+
+imports: bootstrap ## Check who imports whom
+	@.venv/bin/lint-imports
+
+generate: bootstrap ## Regenerate what is generated from the models: CRD, reference pages
+	@$(PYTHON) -m ktrdr_api.crd
+
+verify: generate ## Fail if anything generated differs from what is committed
+	@git diff --exit-code -- crds charts docs/reference
+
+unit: bootstrap ## Fast tests: no cluster, no network
+	@$(PYTHON) -m pytest tests/unit $(JUNIT)
+
+contract: bootstrap ## What we rely on in a real API server
+	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) -m pytest tests/contract $(JUNIT)
+
+integration: bootstrap ## Operator or trainer against a real API server
+	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) -m pytest tests/integration $(JUNIT)
+
+e2e: bootstrap ## The whole product on the cluster: chart, operator, trainers
+	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) -m pytest tests/e2e $(JUNIT)
+
+test: ## Everything, in order, with wall times; brings a cluster up if there is none
+	@tests/all.sh
+
+bench-loop: bootstrap ## Trainer loop against a DataLoader loop; fails below its bars
+	@$(PYTHON) tests/bench/bench_loop.py
+
+bench-apply: cluster-up ## 500 TrainingJobs against 500 bare pods on fake nodes; fails beyond its bars
+	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) tests/bench/bench_apply.py
+
+images: bootstrap ## Build the operator's and the trainer's image (docker, else buildah)
+	@tests/cluster/images.sh operator build/images/operator.tar
+	@tests/cluster/images.sh trainer build/images/trainer.tar
+
+constraints: ## Pin every package anew, with hashes, into .ci/constraints.txt
+	@printf -- '-e .\nhatchling>=1.28\neditables\n' | uv pip compile pyproject.toml - --quiet --upgrade \
+		--all-extras --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-emit-package ktrdr \
+		--custom-compile-command 'make constraints' --output-file .ci/constraints.txt
+	@! grep -nE '://|^-' .ci/constraints.txt
