@@ -1,8 +1,8 @@
 """A child was refused: quota, admission, or a name that somebody else holds.
 
-Not one of the ordered rules: `reconcile` asks it when the API server said no to a plan. The server's
-words stand in status, and the next try comes after as long as the refusal has lasted already (1 s to
-60 s): exponential, without a counter, and the same after a restart of the operator.
+Not one of the ordered rules: `reconcile` asks it when the API server said no to a plan. Its words
+stand in status, and the next try comes after as long as the refusal has lasted (1 s to 60 s):
+exponential, without a counter, and the same after a restart of the operator.
 """
 
 from datetime import timedelta
