@@ -1,0 +1,127 @@
+"""Kubernetes Events: the story of a TrainingJob, for `kubectl events` and `kubectl describe`.
+
+`reconcile` records, a background task posts. An Event is a courtesy: it never delays or fails a
+reconcile, and what a user must act on is also in status.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import blake2b
+from typing import Final, Literal
+
+from ktrdr_api import names
+from ktrdr_client.cluster import EVENTS, AlreadyExists, ApiError, ClusterApi
+from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.store import Raw
+
+log: Final = logging.getLogger(__name__)
+
+QUEUE_LIMIT: Final = 5000
+"""Events waiting; ten transitions of 500 jobs at once. More are dropped, and counted."""
+REMEMBERED: Final = 10000
+"""Latest events, so that the same one is not posted twice."""
+POSTERS: Final = 4
+TRIES: Final = 4
+MESSAGE_MAX_LENGTH: Final = 1024
+"""Limit of the API."""
+
+
+def build_event(job: Raw, kind: str, reason: str, message: str, now: datetime) -> Raw:
+    """Build an Event about a TrainingJob.
+
+    Its name follows from what it says, so that the same thing said twice, even by two operators, is
+    one Event. Set as events.k8s.io/v1 would (eventTime, no count): microseconds keep the order.
+    """
+    metadata = job["metadata"]
+    said = "\0".join((metadata["uid"], reason, message)).encode()
+    return {
+        "apiVersion": EVENTS.api_version,
+        "kind": EVENTS.kind,
+        "metadata": {
+            "namespace": metadata["namespace"],
+            "name": f"{metadata['name']}.{blake2b(said, digest_size=8).hexdigest()}",
+        },
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        },
+        "type": kind,
+        "reason": reason,
+        "message": message[:MESSAGE_MAX_LENGTH],
+        "action": reason,
+        "eventTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "reportingComponent": names.OPERATOR_MANAGER,
+        "reportingInstance": names.OPERATOR_MANAGER,
+    }
+
+
+@dataclass
+class EventRecorder:
+    """Takes Events at once and posts them in the background."""
+
+    cluster: ClusterApi
+    metrics: Metrics
+    now: Callable[[], datetime]
+    """Wall clock, UTC."""
+    _queue: asyncio.Queue[Raw] = field(default_factory=lambda: asyncio.Queue(QUEUE_LIMIT))
+    _said: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
+
+    def record(
+        self, job: Raw, kind: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> None:
+        """Post an Event soon. Repeatable: the same words about the same object post once."""
+        event = build_event(job, kind, reason, message, self.now())
+        identity = (event["metadata"]["namespace"], event["metadata"]["name"])
+        if identity in self._said:
+            return
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            self.metrics.event_dropped()
+            return
+        self._said[identity] = None
+        if len(self._said) > REMEMBERED:
+            self._said.popitem(last=False)
+
+    async def run(self) -> None:
+        """Post until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(POSTERS):
+                group.create_task(self._post_all())
+
+    async def _post_all(self) -> None:
+        while True:
+            event = await self._queue.get()
+            if not await self._post(event):
+                self.metrics.event_dropped()
+            self._queue.task_done()
+
+    async def _post(self, event: Raw) -> bool:
+        """Post one Event; False when it was given up."""
+        for attempt in range(TRIES):
+            try:
+                await self.cluster.create(EVENTS, event)
+            except AlreadyExists:
+                return True
+            except ApiError as error:
+                if 400 <= error.status < 500 and error.status != 429:
+                    log.warning("event %s not posted: %s", event["reason"], error)
+                    return False
+                await asyncio.sleep(2.0**attempt)
+            else:
+                return True
+        return False
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Wait until all recorded Events are posted, but not longer than this."""
+        try:
+            await asyncio.wait_for(self._queue.join(), timeout_seconds)
+        except TimeoutError:
+            log.warning("%d events not posted at the end", self._queue.qsize())

@@ -1,0 +1,145 @@
+"""The shell: what kopf tells us goes into the store, and its key into the queue. Nothing else here.
+
+Only raw events are handled: create, update and delete handlers, daemons and timers would write
+finalizers and annotations on the user's object. `__main__` starts `run_kopf`; the queue's workers go
+on with `reconcile`.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import kopf
+
+from ktrdr_api import names
+from ktrdr_client.cluster import Cluster
+from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.session import WatchFilter
+from ktrdr_operator.store import JobKey, Raw, Store, job_key
+
+_ENDED: Final = ("Succeeded", "Failed")
+
+
+def is_ending(job: Raw | None) -> bool:
+    """Whether somebody waits for this TrainingJob to stop."""
+    if job is None or "completionTime" in job.get("status", {}):
+        return False
+    return bool(job.get("spec", {}).get("cancel")) or "deletionTimestamp" in job["metadata"]
+
+
+def fingerprint(job: Raw) -> int:
+    """What a reconcile depends on, as one number."""
+    metadata = job["metadata"]
+    parts = (metadata["uid"], metadata["generation"], metadata.get("deletionTimestamp"))
+    return hash((parts, json.dumps(job.get("status"), sort_keys=True)))
+
+
+def is_older(raw: Raw, known: Raw | None) -> bool:
+    """Whether the store already has a newer state, from the answer to a write of our own.
+
+    Source: resource versions of one object are comparable as numbers since Kubernetes 1.35
+    (KEP-5504), and were so before with etcd.
+    """
+    if known is None or known["metadata"]["uid"] != raw["metadata"]["uid"]:
+        return False
+    return int(raw["metadata"]["resourceVersion"]) < int(known["metadata"]["resourceVersion"])
+
+
+@dataclass
+class Handlers:
+    """Event handlers of TrainingJobs and of their pods."""
+
+    store: Store
+    queue: WorkQueue[JobKey]
+    metrics: Metrics
+    watch_filter: WatchFilter
+    _handled: dict[JobKey, int] = field(default_factory=dict)
+    """Fingerprint of the latest event that was enqueued. Not of the store's object: the answer to a
+    write of ours can bring a user's change into the store that no reconcile has seen."""
+
+    async def on_job(self, event: kopf.RawEvent, **_: Any) -> None:
+        """Note a TrainingJob; enqueue it when a reconcile could see a difference."""
+        raw: Raw = dict(event["object"])
+        key, uid = job_key(raw), raw["metadata"]["uid"]
+        now = self.watch_filter.clock()
+        self.metrics.handler_lag(now - self.watch_filter.received.get(uid, now))
+        if event["type"] == "DELETED":
+            self.store.drop_job(key, uid)
+            self._handled.pop(key, None)
+            self.queue.add(key, urgent=True)
+            return
+        if not is_older(raw, self.store.jobs.get(key)):
+            self.store.put_job(raw)
+        if self._handled.get(key) != (current := fingerprint(raw)):
+            self._handled[key] = current
+            self.queue.add(key, urgent=is_ending(raw))
+
+    async def on_pod(self, event: kopf.RawEvent, **_: Any) -> None:
+        """Note a pod and enqueue its TrainingJob, at once when somebody waits for its end."""
+        raw: Raw = dict(event["object"])
+        gone = event["type"] == "DELETED"
+        key = self.store.drop_pod(raw) if gone else self.store.put_pod(raw)
+        if key is not None:
+            ended = gone or raw.get("status", {}).get("phase") in _ENDED
+            self.queue.add(key, urgent=ended and is_ending(self.store.jobs.get(key)))
+
+
+def registry(handlers: Handlers, cluster: Cluster) -> kopf.OperatorRegistry:
+    """All that kopf is told to do."""
+    table = kopf.OperatorRegistry()
+
+    async def log_in(**_: Any) -> kopf.AiohttpSession:
+        session = cluster.open_session(handlers.watch_filter)
+        return kopf.AiohttpSession(server=cluster.server, aiohttp_session=session)
+
+    kopf.on.login(registry=table)(log_in)
+    kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=table)(handlers.on_job)
+    kopf.on.event("", "v1", "pods", registry=table)(handlers.on_pod)
+    return table
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """Settings of kopf; each one keeps it from writing, from scanning, or from waiting for ever."""
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True  # no rights on namespaces and CRDs needed
+    settings.posting.enabled = False  # `events` posts ours
+    settings.peering.standalone = True  # `leader` elects
+    settings.watching.chunk_size = 500
+    settings.watching.inactivity_timeout = 70  # the server sends a bookmark every minute
+    settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
+    settings.networking.request_timeout = 15
+    settings.networking.connect_timeout = 5
+    settings.queueing.exit_timeout = 10
+    settings.queueing.error_delays = (0.5, 1, 2, 5, 10)
+    settings.process.ultimate_exiting_timeout = 25
+    # Never written, as nothing here needs them; if ever they were, they would be ours to find.
+    settings.persistence.finalizer = f"{names.GROUP}/operator"
+    storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
+    settings.persistence.progress_storage = storage
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+    return settings
+
+
+async def run_kopf(
+    table: kopf.OperatorRegistry,
+    settings: kopf.OperatorSettings,
+    namespaces: tuple[str, ...],
+    started: Callable[[], None],
+) -> None:
+    """Run kopf until cancelled; returns or raises only when it has died.
+
+    Args:
+        table: what to handle.
+        settings: how.
+        namespaces: where; empty means everywhere.
+        started: called once kopf has taken over the signal handlers, to take them back.
+    """
+    ours = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=table, settings=settings, namespaces=namespaces, clusterwide=not namespaces
+    )
+    started()
+    await kopf.run_tasks(tasks, ignored=ours)
