@@ -1,0 +1,31 @@
+# The operator's image: Python, the extra [operator] at the pinned versions, a user that is not root.
+#
+#   docker build -t ktrdr.io/operator:0.1.0 .
+#
+# BASE must offer python3 (3.11 or newer) with venv. Where the build can reach no package index, put
+# wheels into build/wheelhouse (tests/cluster/images.sh does so) and none is asked.
+ARG BASE=docker.io/library/python:3.13-slim
+
+FROM ${BASE} AS build
+ARG UV_VERSION=0.13.9
+WORKDIR /src
+COPY . .
+# uv checks the hashes in the constraints; pip would refuse them beside a local project.
+RUN if [ -d build/wheelhouse ]; then from="--no-index --find-links=build/wheelhouse"; fi \
+    && python3 -m venv /uv && /uv/bin/pip install --quiet $from "uv==${UV_VERSION}" \
+    && python3 -m venv --without-pip /opt/ktrdr \
+    && /uv/bin/uv pip install $from --no-cache --compile-bytecode --python /opt/ktrdr/bin/python \
+       --constraints .ci/constraints.txt ".[operator]"
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="ktrdr operator" \
+      org.opencontainers.image.description="Runs TrainingJobs on Kubernetes" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+COPY --from=build /opt/ktrdr /opt/ktrdr
+ENV PATH=/opt/ktrdr/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "ktrdr_operator"]
