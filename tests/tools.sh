@@ -49,7 +49,9 @@ say "creating .venv with $("$python" --version): everything of this project runs
 say "installing the pinned packages of .ci/constraints.txt (about 5 GB the first time, then cached)"
 [[ -x .venv/bin/python ]] || "$uv" venv --quiet --python "$python" .venv
 export VIRTUAL_ENV=$PWD/.venv
-"$uv" pip sync --quiet --require-hashes .ci/constraints.txt
+# A cached index may be older than the pins: then look again before giving up.
+"$uv" pip sync --quiet --require-hashes .ci/constraints.txt 2>/dev/null ||
+  "$uv" pip sync --quiet --require-hashes --refresh .ci/constraints.txt
 # The build backend is one of the pins, so that nothing unpinned is fetched here.
 "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
 echo "$wanted" >"$stamp"
