@@ -1,0 +1,77 @@
+"""The cluster where a Docker engine works: kind, one node, images built for real."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cluster import tools
+from cluster.record import Checkout, Record, read_record, write_record
+from cluster.settings import NAME, Settings
+from cluster.shell import run, say, succeeds
+
+NODE_NAME = f"{NAME}-control-plane"
+IMAGES = tuple(f"{NAME}.io/{part}:dev" for part in ("operator", "trainer"))
+
+
+def up(settings: Settings, checkout: Checkout) -> None:
+    """Create the cluster, or leave a healthy one as it is."""
+    kubeconfig = settings.state / "kubeconfig"
+    env = tools.environment(settings)
+    healthy = ("kubectl", f"--kubeconfig={kubeconfig}", "get", "--raw=/readyz")
+    if read_record(settings.state) and succeeds(*healthy, env=env):
+        say(f"cluster: already up, KUBECONFIG={kubeconfig}")
+        return
+    down(settings)
+    write_record(settings.state, Record("kind", checkout))
+    say(f"cluster: kind create cluster --name {NAME} (pulls its node image the first time)")
+    run(
+        "kind",
+        "create",
+        "cluster",
+        "--name",
+        NAME,
+        "--kubeconfig",
+        kubeconfig,
+        "--wait=120s",
+        env=env,
+    )
+    if os.geteuid() == 0:  # pods become reachable from the host, as on the native node
+        form = "{{.NetworkSettings.Networks.kind.IPAddress}}"
+        address = run("docker", "inspect", "--format", form, NODE_NAME, env=env).strip()
+        run("ip", "route", "replace", "10.244.0.0/24", "via", address, env=env)
+    load_dev_images(settings, checkout)
+    say(f"cluster: up, KUBECONFIG={kubeconfig}")
+
+
+def down(settings: Settings) -> None:
+    """Delete the cluster; nothing happens where there is none."""
+    env = tools.environment(settings)
+    run(
+        "kind",
+        "delete",
+        "cluster",
+        "--name",
+        NAME,
+        "--kubeconfig",
+        settings.state / "kubeconfig",
+        env=env,
+    )
+    for name in ("cluster.json", "kubeconfig"):
+        (settings.state / name).unlink(missing_ok=True)
+    if settings.state.exists():
+        settings.state.rmdir()
+
+
+def load(settings: Settings, archive: Path) -> None:
+    """Import an image archive into the node."""
+    env = tools.environment(settings)
+    run("kind", "load", "image-archive", archive, "--name", NAME, env=env)
+
+
+def load_dev_images(settings: Settings, checkout: Checkout) -> None:
+    """Build the real images and copy them into the node."""
+    env = tools.environment(settings)
+    say("cluster: building the images with docker (make images)")
+    run("make", "-C", checkout.source, "images", env=env)
+    run("kind", "load", "docker-image", *IMAGES, "--name", NAME, env=env)
