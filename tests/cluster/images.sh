@@ -16,6 +16,7 @@ case $kind in
 esac
 name=ktrdr.io/$kind:built
 wheelhouse=$root/build/wheelhouse
+PATH=$PATH:$root/.tools/uv/bin
 cd "$root"
 mkdir -p "$(dirname "$archive")"
 
