@@ -82,6 +82,5 @@ def test_role_names_the_lease_that_the_operator_takes() -> None:
 
 
 def test_strategies_of_the_chart_are_those_of_the_project() -> None:
-    project = {path.name: path.read_text() for path in (ROOT / "strategies").glob("*.yaml")}
-    chart = {path.name: path.read_text() for path in (CHART / "strategies").glob("*.yaml")}
-    assert chart == project, "run `make generate`"
+    # A link, so that there is no copy to keep in step; `helm package` puts the files in.
+    assert (CHART / "strategies").resolve() == ROOT / "strategies"
