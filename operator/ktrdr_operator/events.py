@@ -30,7 +30,7 @@ MESSAGE_MAX_LENGTH: Final = 1024
 """Limit of the API."""
 
 
-def build_event(job: Raw, kind: str, reason: str, message: str, now: datetime) -> Raw:
+def build_event(job: Raw, kind: str, reason: str, message: str, *, now: datetime) -> Raw:
     """Build an Event about a TrainingJob.
 
     Its name follows from what it says, so that the same thing said twice, even by two operators, is
@@ -77,7 +77,7 @@ class EventRecorder:
         self, job: Raw, kind: Literal["Normal", "Warning"], reason: str, message: str
     ) -> None:
         """Post an Event soon. Repeatable: the same words about the same object post once."""
-        event = build_event(job, kind, reason, message, self.now())
+        event = build_event(job, kind, reason, message, now=self.now())
         identity = (event["metadata"]["namespace"], event["metadata"]["name"])
         if identity in self._said:
             return
@@ -101,7 +101,6 @@ class EventRecorder:
             event = await self._queue.get()
             if not await self._post(event):
                 self.metrics.event_dropped()
-            self._queue.task_done()
 
     async def _post(self, event: Raw) -> bool:
         """Post one Event; False when it was given up."""
@@ -118,10 +117,3 @@ class EventRecorder:
             else:
                 return True
         return False
-
-    async def drain(self, timeout_seconds: float) -> None:
-        """Wait until all recorded Events are posted, but not longer than this."""
-        try:
-            await asyncio.wait_for(self._queue.join(), timeout_seconds)
-        except TimeoutError:
-            log.warning("%d events not posted at the end", self._queue.qsize())

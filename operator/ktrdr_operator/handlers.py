@@ -1,8 +1,8 @@
 """The shell: what kopf tells us goes into the store, and its key into the queue. Nothing else here.
 
 Only raw events are handled: create, update and delete handlers, daemons and timers would write
-finalizers and annotations on the user's object. `__main__` starts `run_kopf`; the queue's workers go
-on with `reconcile`.
+finalizers and annotations on the user's object. `__main__` starts `run_kopf`; the queue's workers
+go on with `reconcile`.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ async def run_kopf(
     namespaces: tuple[str, ...],
     started: Callable[[], None],
 ) -> None:
-    """Run kopf until cancelled; returns or raises only when it has died.
+    """Run kopf until cancelled, then end it in order; returns or raises only when it has died.
 
     Args:
         table: what to handle.
@@ -137,9 +137,19 @@ async def run_kopf(
         namespaces: where; empty means everywhere.
         started: called once kopf has taken over the signal handlers, to take them back.
     """
-    ours = asyncio.all_tasks()
+    ours, stop = asyncio.all_tasks(), asyncio.Event()
     tasks = await kopf.spawn_tasks(
-        registry=table, settings=settings, namespaces=namespaces, clusterwide=not namespaces
+        registry=table,
+        settings=settings,
+        namespaces=namespaces,
+        clusterwide=not namespaces,
+        stop_flag=stop,
     )
     started()
-    await kopf.run_tasks(tasks, ignored=ours)
+    running = asyncio.create_task(kopf.run_tasks(tasks, ignored=ours))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()  # its own cancellation would skip closing the session
+        await running
+        raise

@@ -6,7 +6,7 @@ any other. A process that is alive and blind therefore fails its liveness probe.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +20,7 @@ from ktrdr_operator.store import JobKey
 SILENCE_SECONDS: Final = 180.0
 """A watch gets a bookmark every minute or is reopened after 70 s: more is a hang."""
 CANARY_SECONDS: Final = 5.0
+WORKERS: Final = "workers"
 CANARY: Final = JobKey("", "")
 """A key no TrainingJob can have: it proves that a worker takes keys and finishes them."""
 
@@ -46,6 +47,21 @@ class Health:
         now = self.clock()
         ages = {part: now - seen for part, seen in self._beats.items()}
         return {part: age for part, age in ages.items() if age > SILENCE_SECONDS}
+
+
+def with_canary(
+    health: Health, work: Callable[[JobKey, float], Awaitable[None]]
+) -> Callable[[JobKey, float], Awaitable[None]]:
+    """Let workers note the canary and do everything else as before."""
+    health.expect(WORKERS)
+
+    async def work_or_note(key: JobKey, waited_seconds: float) -> None:
+        if key == CANARY:
+            health.beat(WORKERS)
+        else:
+            await work(key, waited_seconds)
+
+    return work_or_note
 
 
 async def run_canary(queue: WorkQueue[JobKey], metrics: Metrics) -> None:
@@ -76,7 +92,8 @@ async def serve(port: int, health: Health, metrics: Metrics) -> tuple[web.AppRun
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/metrics", exposition)])
-    runner = web.AppRunner(app, shutdown_timeout=1.0, handle_signals=False)
+    # No keep-alive: kopf, when it ends, waits 5 s for every task it does not know.
+    runner = web.AppRunner(app, shutdown_timeout=1.0, handle_signals=False, keepalive_timeout=0)
     await runner.setup()
     site = web.TCPSite(runner, port=port)
     await site.start()

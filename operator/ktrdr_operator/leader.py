@@ -1,9 +1,9 @@
 """Leader election by a Lease: at most one of several operators works.
 
 Own code, because the official client's asyncio election neither gives the Lease up at the end, so
-that every upgrade waits 15 s, nor measures by a monotonic clock, and it loads the typed API classes.
-The rules and times are client-go's. `__main__` acquires, holds and releases; everything else is
-written as if two operators might act all the same.
+that every upgrade waits 15 s, nor measures by a monotonic clock, and it loads the typed API
+classes. The rules and times are client-go's. `__main__` acquires, holds and releases; everything
+else is written as if two operators might act all the same.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ class Leader:
             await asyncio.sleep(RETRY_SECONDS)
         log.info("leading as %s", self.identity)
 
-    async def hold(self) -> None:
-        """Renew for ever.
+    async def hold(self, beat: Callable[[], None]) -> None:
+        """Renew for ever; `beat` is called at every success.
 
         Raises:
             LeaseLostError: not renewed in time, or taken by another.
@@ -68,6 +68,7 @@ class Leader:
                 done = False
             if done:
                 renewed = self.clock()
+                beat()
             elif self._taken():
                 raise LeaseLostError(f"the lease is now held by {self._holder()}")
             elif self.clock() - renewed >= RENEW_SECONDS:
@@ -86,7 +87,7 @@ class Leader:
             log.warning("lease not released, others wait %d s: %s", LEASE_SECONDS, error)
 
     def _holder(self) -> str:
-        return (self._observed or {}).get("holderIdentity", "")
+        return str((self._observed or {}).get("holderIdentity", ""))
 
     def _taken(self) -> bool:
         return self._holder() not in ("", self.identity)

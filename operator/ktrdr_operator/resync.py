@@ -8,9 +8,8 @@ go on.
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -51,24 +50,19 @@ class Resync:
     cluster: ClusterApi
     store: Store
     queue: WorkQueue[JobKey]
-    watch_filter: Callable[[], WatchFilter]
+    watch_filter: WatchFilter
     namespaces: tuple[str | None, ...]
     period_seconds: float
     random: Random
-    _wanted: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def request(self) -> None:
-        """Ask for a resync soon, out of turn."""
-        self._wanted.set()
 
     async def run(self) -> None:
-        """Resync for ever; a failed one is tried again at the next turn or request."""
+        """Resync for ever; a failed one is tried again at the next turn."""
         while True:
             period = self.period_seconds * self.random.uniform(1 - JITTER, 1 + JITTER)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), period)
+                await asyncio.wait_for(self.watch_filter.relisted.wait(), period)
                 await asyncio.sleep(SETTLE_SECONDS)
-            self._wanted.clear()
+            self.watch_filter.relisted.clear()
             try:
                 await self.once()
             except ApiError as error:
@@ -100,7 +94,7 @@ class Resync:
         pods = await self._list(PODS, names.LABEL_JOB)
         jobs = merge(jobs_before, self._jobs(), jobs)
         touched = self.store.replace(jobs, merge(pods_before, self._pods(), pods))
-        self.watch_filter().forget_all_but({raw["metadata"]["uid"] for raw in jobs})
+        self.watch_filter.forget_all_but({raw["metadata"]["uid"] for raw in jobs})
         for key in touched:
             self.queue.add(key)
         log.debug("resync: %d TrainingJobs, %d pods", len(jobs), len(pods))

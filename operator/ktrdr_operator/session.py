@@ -7,6 +7,7 @@ stage, attempt or checkpoint does pass. Dropped values go to `store.progress`, s
 the newest. `handlers` gives the session to kopf; `health` learns from here that watches advance.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
@@ -46,8 +47,8 @@ class WatchFilter:
     """Monotonic seconds."""
     beat: Callable[[str], None]
     """Told the URL path of a list or watch whenever it received something."""
-    relisted: Callable[[], None]
-    """Told when kopf lists anew: what was deleted meanwhile, it will never report."""
+    relisted: asyncio.Event
+    """Set when kopf lists anew: what was deleted meanwhile, it will never report."""
     received: dict[str, float] = field(default_factory=dict)
     """When the latest line of a TrainingJob came in, by UID."""
     _passed: dict[str, bytes] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class WatchFilter:
             lines.keeps = self.keeps if filters else lines.keeps
             response.content = cast(aiohttp.StreamReader, lines)
         else:
-            self.relisted()
+            self.relisted.set()
             if filters:
                 self.seed(await response.read())
 
