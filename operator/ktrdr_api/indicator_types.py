@@ -82,7 +82,7 @@ class Stochastic(IndicatorType):
 
     outputs: ClassVar = ("k", "d")
     type: Literal["stochastic"]
-    k_period: Period = 14
+    k_period: LongPeriod = 14
     d_period: Period = 3
     smooth_k: Period = 3
 
@@ -91,7 +91,7 @@ class WilliamsR(IndicatorType):
     """Distance of the close from the highest high, -100 to 0; -50 where there is no range."""
 
     type: Literal["williamsr"]
-    period: Period = 14
+    period: LongPeriod = 14
 
 
 class Cci(IndicatorType):
@@ -141,7 +141,7 @@ class Mfi(IndicatorType):
     """Money flow index, 0 to 100; 50 where no money flowed."""
 
     type: Literal["mfi"]
-    period: Period = 14
+    period: LongPeriod = 14
 
 
 Indicator = Annotated[

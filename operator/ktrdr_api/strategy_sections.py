@@ -11,6 +11,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+YEARS: Final = range(1900, 2200)
+"""A date outside is a typing error; nanoseconds in 64 bits reach from 1678 to 2262."""
 TIMEFRAME_SECONDS: Final = {
     "1m": 60,
     "5m": 300,
@@ -28,7 +30,9 @@ def _date(value: object) -> object:
     if isinstance(value, str):
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
             raise ValueError(f"{value!r} is not a date; write YYYY-MM-DD")
-        return date.fromisoformat(value)
+        value = date.fromisoformat(value)
+    if isinstance(value, date) and value.year not in YEARS:
+        raise ValueError(f"the year must be from {YEARS.start} to {YEARS.stop - 1}, got {value}")
     return value
 
 
