@@ -40,7 +40,8 @@ def kubeconfig_of(settings: Settings) -> Path:
 def kubectl(settings: Settings, *words: str, stdin: str | None = None) -> str:
     """Run our kubectl against the cluster."""
     program = tools.bin_folder(settings) / "kubectl"
-    return run(program, f"--kubeconfig={kubeconfig_of(settings)}", *words, stdin=stdin)
+    options = (f"--kubeconfig={kubeconfig_of(settings)}", f"--cache-dir={settings.cache}/kubectl")
+    return run(program, *options, *words, stdin=stdin)
 
 
 @contextmanager

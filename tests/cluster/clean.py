@@ -111,7 +111,10 @@ def _strays() -> list[int]:
 
 def _remove_network() -> None:
     """Pods' namespaces are found in the files where the CNI library remembers its networks."""
-    for file in Path("/var/lib/cni/results").glob(f"{NAME}-*"):
+    results = Path("/var/lib/cni/results")
+    for file in results.glob(f"{NAME}-*-eth0"):
+        container = file.name.split("-")[1]
+        (results / f"cni-loopback-{container}-lo").unlink(missing_ok=True)
         for interface in json.loads(file.read_text())["result"].get("interfaces", []):
             netns = Path(interface.get("sandbox", "")).name
             if netns and (NETNS / netns).exists():

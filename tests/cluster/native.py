@@ -81,7 +81,8 @@ def healthy(settings: Settings) -> bool:
 
 def _kubectl(settings: Settings, *words: str) -> list[str | Path]:
     kubectl = tools.bin_folder(settings) / "kubectl"
-    return [kubectl, f"--kubeconfig={settings.state}/kubeconfig", "--request-timeout=5s", *words]
+    where = (f"--kubeconfig={settings.state}/kubeconfig", f"--cache-dir={settings.cache}/kubectl")
+    return [kubectl, *where, "--request-timeout=5s", *words]
 
 
 def _mounts(checkout: Checkout) -> list[str]:
@@ -193,6 +194,7 @@ def _start_node(settings: Settings, checkout: Checkout) -> None:
         *_inside(programs / "kubelet", "--config", state / "kubelet.yaml"),
         *("--kubeconfig", state / "kubeconfig.node", "--root-dir", state / "kubelet"),
         *("--hostname-override", NODE_NAME, "--node-ip", NODE_IP),
+        *("--cert-dir", state / "kubelet-pki"),
     )
     start(*kubelet, log=state / "log/kubelet", env=env)
     proxy = _inside(programs / "kube-proxy", "--config", state / "proxy.yaml")

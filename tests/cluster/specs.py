@@ -135,4 +135,6 @@ state = "{state}/ctr/state"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     base_runtime_spec = "{state}/base-spec.json"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      Root = "{state}/ctr/runc"
 """
