@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON := .venv/bin/python
 CLUSTER := PYTHON=$(CURDIR)/$(PYTHON) tests/cluster/cluster.sh
-DEMO := $(PYTHON) tests/demo/demo.py
+DEMO := PYTHONPATH=tests $(PYTHON) -m demo
 JUNIT = --junitxml=build/junit/$@.xml
 CHECKED := operator trainer_image tests
 
@@ -29,7 +29,7 @@ cluster-up: tools ## Cluster, operator, and namespace ktrdr-demo with data and s
 cluster-down: bootstrap ## Remove the cluster (one named by KTRDR_KUBECONFIG: what we put on it)
 	@$(DEMO) cluster-down
 
-kubeconfig: bootstrap ## Print the path of the cluster's kubeconfig
+kubeconfig: ## Print the path of the cluster's kubeconfig
 	@$(CLUSTER) kubeconfig
 
 demo: tools ## Train, cancel and delete on a real cluster, and show it
@@ -38,7 +38,7 @@ demo: tools ## Train, cancel and delete on a real cluster, and show it
 demo-down: cluster-down ## Remove every trace of the demo
 
 guide: bootstrap ## Refresh the outputs in docs/guides/first-job.md from a real run
-	@$(PYTHON) tests/demo/refresh_guide.py
+	@PYTHONPATH=tests $(PYTHON) -m demo.refresh_guide
 
 lint: bootstrap ## Check style
 	@.venv/bin/ruff check $(CHECKED)

@@ -35,7 +35,7 @@ target types
 target imports
 target verify
 target unit
-if ! make --no-print-directory kubeconfig >/dev/null 2>&1; then started_cluster=yes; fi
+[[ -e $(make --no-print-directory kubeconfig) ]] || started_cluster=yes
 target cluster-up
 target contract
 target integration

@@ -1,0 +1,79 @@
+"""What the person at the keyboard sees: commands as they could type them, and how long things take.
+
+The only place of the demo that prints.
+"""
+
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+BOLD, PLAIN = "\033[1m", "\033[0m"
+
+
+class DemoError(Exception):
+    """Something the person can act on; the message says what and how."""
+
+
+class Console:
+    """Prints lines at once, and remembers how long each step took."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+        self._steps: list[tuple[str, float]] = []
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)
+
+    def command(self, text: str) -> None:
+        """Show a command that the person could type."""
+        self.say(f"{BOLD}$ {text}{PLAIN}" if self._colours else f"$ {text}")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Name what happens now, and time it."""
+        title = f"== {name}"
+        self.say(f"\n{BOLD}{title}{PLAIN}" if self._colours else f"\n{title}")
+        began = time.monotonic()
+        yield
+        self._steps.append((name, time.monotonic() - began))
+
+    def summary(self) -> None:
+        """Print the wall time of each step."""
+        self.say("\nWall time")
+        for name, seconds in self._steps:
+            self.say(f"  {seconds:7.1f} s  {name}")
+        self.say(f"  {sum(seconds for _, seconds in self._steps):7.1f} s  total")
+
+
+def run(
+    *words: str | Path, env: Mapping[str, str], stdin: bytes | None = None, cwd: Path | None = None
+) -> bytes:
+    """Run a program silently and return its output.
+
+    Raises:
+        DemoError: It failed; the message has the command and its last words.
+    """
+    done = subprocess.run(words, env=dict(env), input=stdin, capture_output=True, cwd=cwd)
+    if done.returncode:
+        last = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
+        raise DemoError(f"`{_shown(words)}` ended with {done.returncode}:\n{last}")
+    return done.stdout
+
+
+def run_aloud(*words: str | Path, env: Mapping[str, str]) -> None:
+    """Run a program whose output the person sees as it comes.
+
+    Raises:
+        DemoError: It failed.
+    """
+    done = subprocess.run(words, env=dict(env))
+    if done.returncode:
+        raise DemoError(f"`{_shown(words)}` ended with {done.returncode}; its words are above")
+
+
+def _shown(words: Sequence[str | Path]) -> str:
+    return shlex.join(str(word) for word in words)[:400]
