@@ -22,7 +22,7 @@ RESPONSE_MAX_BYTES: Final = 8 * 1024 * 1024
 """etcd refuses objects above 1.5 MiB; a larger answer is not an object."""
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
 TOKEN_AGE_MAX_SECONDS: Final = 60.0
-"""The kubelet replaces a token at 80 % of its life, 10 minutes at least: a minute is soon enough."""
+"""The kubelet replaces a token at 80 % of its life, 10 minutes at least; a minute is enough."""
 _UNAUTHORIZED: Final = 401
 _OK: Final = range(200, 300)
 
