@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cluster import tools
 from cluster.record import Checkout, Record, read_record, write_record
-from cluster.settings import NAME, Settings
+from cluster.settings import NAME, POD_CIDR, Settings
 from cluster.shell import run, say, succeeds
 
 NODE_NAME = f"{NAME}-control-plane"
@@ -25,38 +24,24 @@ def up(settings: Settings, checkout: Checkout) -> None:
     down(settings)
     write_record(settings.state, Record("kind", checkout))
     say(f"cluster: kind create cluster --name {NAME} (pulls its node image the first time)")
-    run(
-        "kind",
-        "create",
-        "cluster",
-        "--name",
-        NAME,
-        "--kubeconfig",
-        kubeconfig,
-        "--wait=120s",
-        env=env,
-    )
-    if os.geteuid() == 0:  # pods become reachable from the host, as on the native node
-        form = "{{.NetworkSettings.Networks.kind.IPAddress}}"
-        address = run("docker", "inspect", "--format", form, NODE_NAME, env=env).strip()
-        run("ip", "route", "replace", "10.244.0.0/24", "via", address, env=env)
+    run("kind", "create", "cluster", "--wait=120s", *_which(settings), env=env)
+    form = "{{.NetworkSettings.Networks.kind.IPAddress}}"
+    address = run("docker", "inspect", "--format", form, NODE_NAME, env=env).strip()
+    if not succeeds("ip", "route", "replace", POD_CIDR, "via", address, env=env):
+        say(f"cluster: no route to pods (`ip route replace {POD_CIDR} via {address}` needs root)")
     load_dev_images(settings, checkout)
     say(f"cluster: up, KUBECONFIG={kubeconfig}")
+
+
+def _which(settings: Settings) -> tuple[str, ...]:
+    """Our cluster, and a kubeconfig that is not the person's own."""
+    return (f"--name={NAME}", f"--kubeconfig={settings.state}/kubeconfig")
 
 
 def down(settings: Settings) -> None:
     """Delete the cluster; nothing happens where there is none."""
     env = tools.environment(settings)
-    run(
-        "kind",
-        "delete",
-        "cluster",
-        "--name",
-        NAME,
-        "--kubeconfig",
-        settings.state / "kubeconfig",
-        env=env,
-    )
+    run("kind", "delete", "cluster", *_which(settings), env=env)
     for name in ("cluster.json", "kubeconfig"):
         (settings.state / name).unlink(missing_ok=True)
     if settings.state.exists():

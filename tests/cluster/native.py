@@ -96,6 +96,22 @@ def _mounts(checkout: Checkout) -> list[str]:
     return sorted(p for p in wanted if not any(Path(o) in Path(p).parents for o in wanted))
 
 
+def inside(path: str) -> str:
+    """Where a container sees a folder of the host: at the same path, but not below /tmp.
+
+    Pods mount an empty folder over /tmp, which would hide a checkout that lies there.
+    """
+    return f"/host{path}" if path.startswith("/tmp/") else path  # noqa: S108 (a comparison)
+
+
+def _image_environment(checkout: Checkout) -> dict[str, str]:
+    found = {"PATH": f"{inside(checkout.venv)}/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    source = inside(checkout.source)
+    if source != checkout.source:  # the editable install points to where it is on the host
+        found["PYTHONPATH"] = f"{source}/operator:{source}/trainer_image"
+    return found
+
+
 def _refuse_foreign_namespace(state: Path) -> None:
     """The link's alias names the state folder that it belongs to."""
     owner = clean.namespace_owner()
@@ -116,12 +132,12 @@ def _make_network(state: Path) -> None:
     run("ip", "-n", NAME, "link", "set", NODE_LINK, "up")
     run("ip", "-n", NAME, "link", "set", "lo", "up")
     run("ip", "-n", NAME, "route", "add", "default", "via", HOST_IP)
-    run(*_inside("sysctl", "-qw", "net.ipv4.ip_forward=1"))
+    run(*_in_namespace("sysctl", "-qw", "net.ipv4.ip_forward=1"))
     # The host reaches pods too: tests read a pod's /metrics without a port-forward.
     run("ip", "route", "add", POD_CIDR, "via", NODE_IP)
 
 
-def _inside(*words: str | Path) -> tuple[str | Path, ...]:
+def _in_namespace(*words: str | Path) -> tuple[str | Path, ...]:
     """`ip netns exec` would remount /sys and hide the cgroups from the kubelet."""
     return ("nsenter", f"--net={NETNS}", *words)
 
@@ -147,7 +163,8 @@ def _start_control_plane(settings: Settings, mounts: list[str]) -> None:
         (state / folder).mkdir()
     spec = json.loads(run("ctr", "oci", "spec"))
     spec["mounts"] += [
-        {"destination": p, "type": "bind", "source": p, "options": ["rbind", "ro"]} for p in mounts
+        {"destination": inside(p), "type": "bind", "source": p, "options": ["rbind", "ro"]}
+        for p in mounts
     ]
     specs.write_configs(state, state / f"kwok/clusters/{NAME}/pki", spec)
     env = {
@@ -171,7 +188,7 @@ def _start_control_plane(settings: Settings, mounts: list[str]) -> None:
         "--kube-apiserver-port=6443",
         f"--kubeconfig={state}/kubeconfig.node",
     )
-    run(*_inside(programs / "kwokctl", *create, *where, *binaries, "--wait=60s"), env=env)
+    run(*_in_namespace(programs / "kwokctl", *create, *where, *binaries, "--wait=60s"), env=env)
     inner = (state / "kubeconfig.node").read_text()
     outside = re.sub("server: .*", f"server: https://{NODE_IP}:6443", inner)
     (state / "kubeconfig").touch(mode=0o600)
@@ -180,7 +197,7 @@ def _start_control_plane(settings: Settings, mounts: list[str]) -> None:
 
 def _start_node(settings: Settings, checkout: Checkout) -> None:
     state, programs, env = settings.state, tools.bin_folder(settings), tools.environment(settings)
-    containerd = _inside("containerd", "-c", state / "containerd.toml")
+    containerd = _in_namespace("containerd", "-c", state / "containerd.toml")
     start(*containerd, log=state / "log/containerd", env=env)
     wait_until("containerd answers", 20, lambda: succeeds(*_ctr(state, "version"), env=env))
     pause = (programs / "pause").read_bytes()
@@ -191,13 +208,13 @@ def _start_node(settings: Settings, checkout: Checkout) -> None:
     load(settings, archive)
     load_dev_images(settings, checkout)
     kubelet = (
-        *_inside(programs / "kubelet", "--config", state / "kubelet.yaml"),
+        *_in_namespace(programs / "kubelet", "--config", state / "kubelet.yaml"),
         *("--kubeconfig", state / "kubeconfig.node", "--root-dir", state / "kubelet"),
         *("--hostname-override", NODE_NAME, "--node-ip", NODE_IP),
         *("--cert-dir", state / "kubelet-pki"),
     )
     start(*kubelet, log=state / "log/kubelet", env=env)
-    proxy = _inside(programs / "kube-proxy", "--config", state / "proxy.yaml")
+    proxy = _in_namespace(programs / "kube-proxy", "--config", state / "proxy.yaml")
     start(*proxy, log=state / "log/kube-proxy", env=env)
 
 
@@ -240,10 +257,7 @@ def load_dev_images(settings: Settings, checkout: Checkout) -> None:
             folders=("tmp", "usr", "etc"),
             links={"lib": "usr/lib", "lib64": "usr/lib64", "bin": "usr/bin", "sbin": "usr/sbin"},
             files={"etc/passwd": f"{NAME}:x:{POD_UID}:{POD_UID}::/tmp:/bin/sh\n".encode()},
-            environment={
-                "PATH": f"{checkout.venv}/bin:/usr/bin:/bin",
-                "PYTHONDONTWRITEBYTECODE": "1",
-            },
+            environment=_image_environment(checkout),
             user=f"{POD_UID}:{POD_UID}",
         )
         archive = settings.state / "images" / f"{part}.tar"
