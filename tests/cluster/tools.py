@@ -20,9 +20,19 @@ from pathlib import Path
 from cluster.settings import ClusterError, Settings
 from cluster.shell import run, say, succeeds
 
-KUBERNETES = "v1.36.3"  # as in go/go.mod
-GO = "go1.26.8"  # the `go` line of go/go.mod
 MODULE = Path(__file__).parent / "go"
+
+
+def _pin(pattern: str) -> str:
+    """A version out of go/go.mod, the one place that states it."""
+    found = re.search(pattern, (MODULE / "go.mod").read_text(), re.MULTILINE)
+    if found is None:
+        raise ClusterError(f"{MODULE / 'go.mod'}: no line matches {pattern}; restore the file")
+    return found[1]
+
+
+KUBERNETES = _pin(r"^\s*k8s\.io/kubernetes (v\S+)")
+GO = "go" + _pin(r"^go (\S+)")
 
 _VERSION = "k8s.io/component-base/version"
 # Without these three, clients choke on "v0.0.0-master+$Format".
