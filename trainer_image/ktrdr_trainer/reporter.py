@@ -14,12 +14,12 @@ from typing import Any, Final, Protocol
 from ktrdr_api.run_contract import Stage
 from ktrdr_api.training_job import Progress
 from ktrdr_trainer.backoff import backoff_seconds
+from ktrdr_trainer.files import write_durably
 from ktrdr_trainer.kube import ApiError
 from ktrdr_trainer.logs import LOGGER
 from ktrdr_trainer.progress import Forecast, RunView, progress_of
 from ktrdr_trainer.slot import Clock, ProgressSlot
 from ktrdr_trainer.stopping import StopRequests
-from ktrdr_trainer.store import write_atomically
 
 PROGRESS_FILE: Final = "progress.json"
 
@@ -44,7 +44,9 @@ class FileSink:
     def send(self, progress: Progress, *, timeout_seconds: float) -> None:
         """Replace the file; readers see the old or the new text, never a part."""
         del timeout_seconds  # a local file answers or fails
-        write_atomically(self._path, progress.model_dump_json(by_alias=True, exclude_none=True))
+        text = progress.model_dump_json(by_alias=True, exclude_none=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(self._path, text.encode())
 
 
 class NoSink:
@@ -99,6 +101,7 @@ class Reporter:
     ) -> None:
         self._slot, self._view, self._sink = slot, view, sink
         self._stops, self._clock, self._pace = stops, clock, pace
+        self._changing = threading.Lock()
         self._done = False
         self._closed_at: float | None = None
         self._immediate = self._urgent = False
@@ -116,8 +119,9 @@ class Reporter:
         self._thread.start()
 
     def update(self, *, urgent: bool = False, **changes: Any) -> None:
-        """Change fields of the RunView. Only the thread that runs the training may call it."""
-        self._view = replace(self._view, **changes)
+        """Change fields of the RunView; `urgent` reports it without waiting for the period."""
+        with self._changing:  # the training and the checkpoint writer both call this
+            self._view = replace(self._view, **changes)
         if urgent:
             self._slot.urgent.set()
 

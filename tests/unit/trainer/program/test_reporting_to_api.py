@@ -1,0 +1,286 @@
+"""The reporter and the cancel watch against an API server that breaks in every way."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ktrdr_api.run_contract import JobIdentity, Stage
+from ktrdr_trainer.cluster_job import ClusterJob
+from ktrdr_trainer.kube import KubeClient
+from ktrdr_trainer.progress import RunView
+from ktrdr_trainer.reporter import FileSink, Pace, Reporter, Sink
+from ktrdr_trainer.runtime import ApiAccess
+from ktrdr_trainer.slot import LoopProgress, ProgressSlot, system_clock
+from ktrdr_trainer.stop import StopToken
+from ktrdr_trainer.stopping import StopReason, StopRequests
+from ktrdr_trainer.testing import FakeApiServer, Fault
+
+JOB = JobIdentity(namespace="default", name="job", uid="u-1")
+FIRST, SECOND = "bearer-1", "bearer-2"
+FAST = Pace(period_seconds=0.05, gap_seconds=0.02, farewell_seconds=5.0)
+
+
+def at_batch(batch: int, *, stage: Stage = Stage.TRAINING) -> LoopProgress:
+    return LoopProgress(stage, 1, 2, batch, 1000, batch, 1.0, {"train_loss": 0.5})
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApiServer]:
+    with FakeApiServer() as server:
+        yield server
+
+
+@pytest.fixture
+def stops() -> StopRequests:
+    return StopRequests(StopToken())
+
+
+def cluster_job(api: FakeApiServer, stops: StopRequests, *, attempt: int = 1) -> ClusterJob:
+    return ClusterJob(KubeClient(api.access), JOB, attempt=attempt, stops=stops)
+
+
+@contextmanager
+def watching(job: ClusterJob, api: FakeApiServer) -> Iterator[None]:
+    job.start_watch()
+    api.wait_for(lambda server: any("watch=1" in one.path for one in server.requests))
+    try:
+        yield
+    finally:
+        job.stop_watch()
+
+
+@contextmanager
+def reporting(
+    sink: Sink, stops: StopRequests, *, pace: Pace = FAST, attempt: int = 1
+) -> Iterator[tuple[Reporter, ProgressSlot]]:
+    slot = ProgressSlot()
+    view = RunView(attempt=attempt, pod_uid="p-1")
+    reporter = Reporter(slot, view, sink=sink, stops=stops, clock=system_clock(), pace=pace)
+    reporter.start()
+    yield reporter, slot
+    reporter.close(message="the end", done=True)
+
+
+def wait_until(flag: threading.Event, seconds: float = 1.0) -> bool:
+    return flag.wait(seconds)
+
+
+def test_reporter_drops_values_between_reports_and_delivers_the_last(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    with reporting(cluster_job(api, stops), stops) as (_, slot):
+        for batch in range(1, 1001):
+            slot.put(at_batch(batch), urgent=True)
+    got = api.progress
+    assert (got["stage"], got["percentage"], got["currentBatch"]) == ("Done", 100, 1000)
+    assert got["message"] == "the end"
+    assert len(api.patches) < 100
+
+
+def test_reporter_without_changes_writes_once(api: FakeApiServer, stops: StopRequests) -> None:
+    quick = Pace(period_seconds=0.01)
+    with reporting(cluster_job(api, stops), stops, pace=quick) as (_, slot):
+        slot.put(at_batch(1), urgent=True)
+        api.wait_for(lambda server: server.progress.get("step") == 1)
+        before = len(api.patches)
+        wait_until(threading.Event(), 0.2)  # twenty periods
+        assert len(api.patches) == before
+
+
+def test_reporter_sends_the_whole_progress_as_server_side_apply(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    with reporting(cluster_job(api, stops), stops):
+        pass
+    patch = api.patches[0]
+    assert patch.path == (
+        "/apis/ktrdr.io/v1alpha1/namespaces/default/trainingjobs/job/status"
+        "?fieldManager=ktrdr-trainer&force=true"
+    )
+    assert patch.body is not None
+    assert patch.body["metadata"] == {"name": "job", "namespace": "default", "uid": "u-1"}
+    assert patch.body["status"].keys() == {"progress"}
+
+
+def test_reporter_through_an_outage_delivers_the_newest_value_after_it(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    with reporting(cluster_job(api, stops), stops) as (_, slot):
+        api.wait_for(lambda server: bool(server.progress))
+        with api.outage():
+            for batch in range(1, 20):
+                slot.put(at_batch(batch), urgent=True)
+                time.sleep(0.02)
+            assert api.progress["step"] == 0
+        api.wait_for(lambda server: server.progress["step"] == 19)
+
+
+def test_reporter_closed_in_an_outage_retries_the_last_value(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    with reporting(cluster_job(api, stops), stops) as (_, slot):
+        api.wait_for(lambda server: bool(server.progress))
+        api.is_away = True
+        slot.put(at_batch(7))
+        threading.Timer(0.6, setattr, (api, "is_away", False)).start()
+    assert (api.progress["step"], api.progress["stage"]) == (7, "Done")
+
+
+def test_reporter_closed_after_sigterm_gives_up_in_time(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    pace = Pace(period_seconds=0.05, farewell_terminated_seconds=0.3)
+    api.is_away = True
+    stops.ask(StopReason.SIGTERM)
+    began = time.monotonic()
+    with reporting(cluster_job(api, stops), stops, pace=pace):
+        pass
+    assert 0.2 < time.monotonic() - began < 1.0
+
+
+def test_reporter_told_retry_after_sends_nothing_before(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.faults.append(Fault(429, (("Retry-After", "1"),)))
+    with reporting(cluster_job(api, stops), stops) as (_, slot):
+        slot.put(at_batch(1), urgent=True)
+    first, second = api.patches[:2]
+    assert second.at - first.at >= 1.0
+    assert api.progress["step"] == 1
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_reporter_refused_for_now_tries_again(
+    api: FakeApiServer, stops: StopRequests, status: int
+) -> None:
+    api.faults.extend([Fault(status)] * 2)
+    with reporting(cluster_job(api, stops), stops):
+        api.wait_for(lambda server: bool(server.progress))
+    assert not stops.token.is_cancelled
+
+
+def test_reporter_of_a_recreated_job_writes_nothing_and_stops(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.create(uid="u-2")
+    with reporting(cluster_job(api, stops), stops):
+        pass
+    assert api.progress == {}
+    assert (stops.token.reason, stops.by_a_person) == ("deleted", True)
+
+
+def test_reporter_of_a_job_that_is_gone_stops(api: FakeApiServer, stops: StopRequests) -> None:
+    api.delete()
+    with reporting(cluster_job(api, stops), stops):
+        pass
+    assert stops.token.reason == "deleted"
+
+
+def test_reporter_of_an_older_attempt_is_superseded_and_writes_no_more(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    later = StopRequests(StopToken())
+    with reporting(cluster_job(api, later, attempt=2), later, attempt=2):
+        pass
+    with reporting(cluster_job(api, stops), stops) as (_, slot):
+        slot.put(at_batch(1), urgent=True)
+    assert api.progress["attempt"] == 2
+    assert (stops.superseded, stops.by_a_person) == (True, False)
+
+
+def test_cancel_in_the_answer_to_a_report_sets_the_token_and_is_acknowledged(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    with reporting(cluster_job(api, stops), stops) as (_, slot):
+        api.wait_for(lambda server: bool(server.progress))
+        api.cancel()
+        slot.put(at_batch(3), urgent=True)
+        api.wait_for(lambda server: server.progress["stage"] == "Cancelling")
+        assert stops.token.reason == "cancel"
+
+
+def test_cancel_seen_by_the_watch_sets_the_token_within_a_second(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    seen = threading.Event()
+    stops.on_ask(seen.set)
+    with watching(cluster_job(api, stops), api):
+        api.cancel()
+        assert wait_until(seen)
+    assert (stops.token.reason, stops.by_a_person) == ("cancel", True)
+
+
+def test_cancel_acknowledged_before_the_next_period(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    job, slow = cluster_job(api, stops), Pace(period_seconds=60)
+    with reporting(job, stops, pace=slow), watching(job, api):
+        api.cancel()
+        api.wait_for(
+            lambda server: server.progress.get("stage") == "Cancelling", timeout_seconds=1.0
+        )
+
+
+def test_cancel_before_the_watch_began_is_seen_by_its_get(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.cancel()
+    seen = threading.Event()
+    stops.on_ask(seen.set)
+    cluster_job(api, stops).start_watch()
+    assert wait_until(seen)
+
+
+def test_watch_sees_the_deletion_of_the_job(api: FakeApiServer, stops: StopRequests) -> None:
+    seen = threading.Event()
+    stops.on_ask(seen.set)
+    with watching(cluster_job(api, stops), api):
+        api.delete()
+        assert wait_until(seen)
+    assert stops.token.reason == "deleted"
+
+
+def test_watch_broken_by_an_outage_comes_back(api: FakeApiServer, stops: StopRequests) -> None:
+    seen = threading.Event()
+    stops.on_ask(seen.set)
+    with watching(cluster_job(api, stops), api):
+        with api.outage():
+            time.sleep(0.3)
+        api.cancel()
+        assert wait_until(seen, 3.0)
+
+
+def test_client_with_a_rotated_token_reads_it_again(tmp_path: Path, stops: StopRequests) -> None:
+    token_file = tmp_path / "token"
+    with FakeApiServer() as api:
+        api.token = FIRST
+        token_file.write_text(f"{FIRST}\n")
+        client = KubeClient(ApiAccess(api.access.url, token_file))
+        job = ClusterJob(client, JOB, attempt=1, stops=stops)
+        with reporting(job, stops) as (_, slot):
+            api.wait_for(lambda server: bool(server.progress))
+            api.token = SECOND
+            token_file.write_text(f"{SECOND}\n")
+            slot.put(at_batch(5), urgent=True)
+            api.wait_for(lambda server: server.progress.get("step") == 5)
+
+
+def test_file_sink_leaves_the_last_progress_in_the_folder(
+    tmp_path: Path, stops: StopRequests
+) -> None:
+    with reporting(FileSink(tmp_path / "output"), stops) as (_, slot):
+        slot.put(at_batch(9))
+    text = (tmp_path / "output" / "progress.json").read_text()
+    assert '"stage":"Done"' in text
+    assert '"step":9' in text
+
+
+def test_stop_requests_by_a_person_after_sigterm_count_as_cancel(stops: StopRequests) -> None:
+    stops.ask(StopReason.SIGTERM)
+    assert (stops.by_a_person, stops.token.reason) == (False, "sigterm")
+    stops.ask(StopReason.CANCEL)
+    assert (stops.by_a_person, stops.token.reason) == (True, "sigterm")
