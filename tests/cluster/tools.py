@@ -36,7 +36,7 @@ GO = "go" + _pin(r"^go (\S+)")
 
 _VERSION = "k8s.io/component-base/version"
 # Without these three, clients choke on "v0.0.0-master+$Format".
-_STAMPS = {"gitVersion": KUBERNETES, "gitMajor": "1", "gitMinor": "36"}
+_STAMPS = {"gitVersion": KUBERNETES, "gitMajor": "1", "gitMinor": KUBERNETES.split(".")[1]}
 _LDFLAGS = " ".join(["-s -w", *(f"-X {_VERSION}.{key}={value}" for key, value in _STAMPS.items())])
 _FLAGS = ("-trimpath", "-ldflags", _LDFLAGS)
 
