@@ -10,7 +10,6 @@ from cluster.settings import NAME, POD_CIDR, Settings
 from cluster.shell import run, say, succeeds
 
 NODE_NAME = f"{NAME}-control-plane"
-IMAGES = tuple(f"{NAME}.io/{part}:dev" for part in ("operator", "trainer"))
 
 
 def up(settings: Settings, checkout: Checkout) -> None:
@@ -57,6 +56,11 @@ def load(settings: Settings, archive: Path) -> None:
 def load_dev_images(settings: Settings, checkout: Checkout) -> None:
     """Build the real images and copy them into the node."""
     env = tools.environment(settings)
-    say("cluster: building the images with docker (make images)")
-    run("make", "-C", checkout.source, "images", env=env)
-    run("kind", "load", "docker-image", *IMAGES, "--name", NAME, env=env)
+    source = Path(checkout.source)
+    for part in ("operator", "trainer"):
+        say(f"cluster: building the {part}'s image with docker")
+        archive = source / "build/images" / f"{part}.tar"
+        run(source / "tests/cluster/images.sh", part, archive, env=env)
+        image = f"{NAME}.io/{part}:dev"
+        run("docker", "tag", f"{NAME}.io/{part}:built", image, env=env)
+        run("kind", "load", "docker-image", image, "--name", NAME, env=env)
