@@ -189,7 +189,7 @@ def conditions(**status_by_type: str) -> Raw:
 
 @pytest.mark.parametrize("terminal", ["Complete", "Failed", "Cancelled", "Finished"])
 def test_terminal_condition_never_reverts(kube: Kube, terminal: str) -> None:
-    kube.create(training_job(cancel=True))
+    kube.create(training_job())
     done = conditions(Complete="False", Failed="False", Cancelled="False", Finished="False")
     for condition in done["status"]["conditions"]:
         condition["status"] = "True" if condition["type"] == terminal else "False"
