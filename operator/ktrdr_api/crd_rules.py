@@ -133,6 +133,11 @@ _RULES: Final[dict[str, list[Rule]]] = {
             path=".progress",
         ),
         _rule(
+            "self.?attempt.orValue(0) >= oldSelf.?attempt.orValue(0)",
+            "an operator that looks at an old state may not take an attempt back",
+            path=".attempt",
+        ),
+        _rule(
             f"!has(oldSelf.conditions) || oldSelf.conditions.all(o, !(o.type in {_TERMINAL_NAMES})"
             " || o.status != 'True' || (has(self.conditions) && self.conditions.exists(c,"
             " c.type == o.type && c.status == 'True')))",

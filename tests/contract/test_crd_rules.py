@@ -181,6 +181,13 @@ def test_progress_never_goes_backwards(kube: Kube) -> None:
     kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=3, step=4), STATUS)
 
 
+def test_attempt_of_an_older_look_is_refused(kube: Kube) -> None:
+    kube.create(training_job())
+    kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 2}}, STATUS)
+    with pytest.raises(RefusedError, match="may not take an attempt back"):
+        kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 1}}, STATUS)
+
+
 def conditions(**status_by_type: str) -> Raw:
     fixed = {"reason": "Any", "message": "", "lastTransitionTime": TIME, "observedGeneration": 1}
     listed = [{"type": name, "status": status, **fixed} for name, status in status_by_type.items()]
