@@ -7,7 +7,7 @@ finds, never on the event that brought it here, so any event may be lost, repeat
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from time import monotonic
 from typing import Final
 
@@ -41,11 +41,6 @@ _NO_SPEC: Final = TrainingJobSpec.model_validate(
 """Stands in for a spec that cannot be read, so that its status can be written."""
 
 
-def utc_now() -> datetime:
-    """The wall clock that stamps status."""
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True)
 class Reconciler:
     """Brings TrainingJobs, one key at a time, to where their specs want them."""
@@ -56,7 +51,8 @@ class Reconciler:
     limits: Limits
     metrics: Metrics
     events: EventRecorder
-    now: Callable[[], datetime] = utc_now
+    now: Callable[[], datetime]
+    """The wall clock that stamps status."""
 
     async def work(self, key: JobKey, waited_seconds: float) -> None:
         """Reconcile one key; errors become conditions, logs and a backoff, never an exception."""

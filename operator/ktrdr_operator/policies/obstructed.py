@@ -75,7 +75,8 @@ def _reason(obstacle: Obstacle) -> Reason:
 def _with_remedy(case: Case, reason: Reason, words: str) -> str:
     if reason is not Reason.VOLUME_NOT_READY:
         return words
-    return f'{words} Create the claim in namespace "{case.job.namespace}" and the job starts.'
+    remedy = f'create the claim in namespace "{case.job.namespace}" and the job starts'
+    return f"{words.rstrip('. ')}; {remedy}"
 
 
 def _image(case: Case, pod: PodView, waiting: Waiting) -> Draft:
