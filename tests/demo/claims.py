@@ -38,7 +38,7 @@ class FilesPod:
         return run(*command, env=self.kube.environment, stdin=stdin).decode()
 
     def load(self, folder: Path, target: str) -> None:
-        """Copy the files of a folder, not those of its subfolders, into `target`."""
+        """Copy what is in a folder, subfolders included, into `target`."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             for path in sorted(folder.iterdir()):

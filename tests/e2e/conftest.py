@@ -1,0 +1,65 @@
+"""The release under test and a namespace with data, once per session."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from demo.claims import files_pod
+from demo.console import Console
+from demo.place import (
+    DATA_CLAIM,
+    DEMO_NAMESPACE,
+    MODELS_CLAIM,
+    Place,
+    install,
+    make_claims,
+    make_namespace,
+    market_data,
+)
+from e2e.bad_bars import write_folders
+from e2e.workbench import Workbench
+from kube import Kube
+
+QUICK = ("--set=operator.imagePullGraceSeconds=3", "--set=operator.retryBackoff.baseSeconds=1")
+"""A production operator is more patient than a test should be."""
+
+
+@pytest.fixture(scope="session")
+def place(cluster: Kube) -> Iterator[Place]:
+    """The chart of this checkout, with an operator that does not wait long."""
+    found = Place(cluster, Console(colours=False))
+    make_namespace(cluster, DEMO_NAMESPACE)  # the chart puts its strategies there
+    install(found, *QUICK)
+    yield found
+    install(found)
+
+
+@pytest.fixture(scope="session")
+def bench(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    """A namespace with real bars and damaged ones."""
+    kube = replace(place.kube, namespace=f"e2e-{uuid.uuid4().hex[:8]}")
+    make_namespace(kube, kube.namespace)
+    make_claims(kube)
+    data = tmp_path_factory.mktemp("bars")
+    good = market_data(place.console) / "BTC_1h.csv"
+    shutil.copy(good, data)
+    write_folders(good, data)
+    with files_pod(
+        kube, place.trainer_image, {"/data": DATA_CLAIM, "/output": MODELS_CLAIM}
+    ) as pod:
+        pod.load(data, "/data")
+        yield Workbench(place, kube, pod)
+    kube.run("delete", "namespace", kube.namespace)
+    volumes = (f"{kube.namespace}-{claim}" for claim in (DATA_CLAIM, MODELS_CLAIM))
+    kube.run("delete", "pv", *volumes, "--ignore-not-found")
+    _remove_folders(kube)
+
+
+def _remove_folders(kube: Kube) -> None:
+    folder = Path(kube.kubeconfig).parent / "volumes" / kube.namespace
+    if folder.exists():
+        shutil.rmtree(folder)
