@@ -1,7 +1,7 @@
-"""What a run is told and what it answers: the one door between whoever starts a trainer and the trainer.
+"""What a run is told and what it answers: the one door between a trainer and whoever starts it.
 
-The operator writes a RunRequest into a ConfigMap, a person writes one into a file; the trainer reads
-it, and its last act is a RunResult: in full beside the model, and at most 4 KiB in the pod's
+The operator writes a RunRequest into a ConfigMap, a person writes one into a file; the trainer
+reads it, and its last act is a RunResult: in full beside the model, and at most 4 KiB in the pod's
 termination message, so that the outcome survives an unreachable API server.
 """
 
@@ -14,6 +14,10 @@ from pydantic.alias_generators import to_camel
 TERMINATION_MESSAGE_MAX_BYTES: Final = 4096
 """The kubelet cuts longer messages."""
 MESSAGE_MAX_LENGTH: Final = 1024
+COUNT_MAX: Final = 2**53
+"""Whole numbers that every JSON reader keeps exact. What a run says of itself is bounded here,
+because the API server refuses a status with a number or a time that is none."""
+_RFC_3339: Final = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})$"
 
 ENV_POD_NAME: Final = "KTRDR_POD_NAME"
 ENV_POD_UID: Final = "KTRDR_POD_UID"
@@ -98,17 +102,20 @@ class RunRequest(RunModel):
     progress_period_seconds: Annotated[int, Field(ge=1, le=60)] = 2
     checkpoint_on_cancel: CheckpointPolicy = CheckpointPolicy.BEST_EFFORT
     reporting: Literal["kubernetes", "file", "none"] = "none"
-    """Where progress goes: the TrainingJob's status, `progress.json` in the output folder, nowhere."""
+    """Where progress goes: the TrainingJob's status, `progress.json` in the output folder, none."""
+
+
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 
 
 class CheckpointRef(RunModel):
     """A durable checkpoint: where training can go on."""
 
-    epoch: int
-    step: int
+    epoch: Count
+    step: Count
     path: Annotated[str, Field(max_length=512)]
     """Relative to the output folder."""
-    time: str
+    time: Annotated[str, Field(max_length=64, pattern=_RFC_3339)]
     """RFC 3339, trainer's clock."""
     digest: Annotated[str, Field(max_length=71)]
     """`sha256:` and 64 hex digits."""
@@ -120,7 +127,7 @@ class ArtifactRef(RunModel):
     path: Annotated[str, Field(max_length=512)]
     """Folder, relative to the output folder."""
     digest: Annotated[str, Field(max_length=71)]
-    size_bytes: int
+    size_bytes: Count
 
 
 class Metric(RunModel):
@@ -149,12 +156,12 @@ class RunResult(RunModel):
     reason: Annotated[str, Field(max_length=64)]
     """A `conditions.Reason`."""
     message: Annotated[str, Field(max_length=MESSAGE_MAX_LENGTH)] = ""
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    epochs_completed: int = 0
-    best_epoch: int | None = None
-    duration_seconds: int = 0
+    epoch: Count = 0
+    batch: Count = 0
+    step: Count = 0
+    epochs_completed: Count = 0
+    best_epoch: Count | None = None
+    duration_seconds: Count = 0
     metrics: Annotated[tuple[Metric, ...], Field(max_length=32)] = ()
     checkpoint: CheckpointRef | None = None
     artifact: ArtifactRef | None = None

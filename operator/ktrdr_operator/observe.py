@@ -27,7 +27,7 @@ from ktrdr_operator.store import JobKey, Raw, Store
 
 TEXT_MAX_LENGTH: Final = 900
 """Leaves room in a 1,024-character status message for our own words."""
-_CONTROL: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\S\n]|[\x00-\x09\x0b-\x1f\x7f]")
+_CONTROL: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def clean(text: str) -> str:
@@ -133,7 +133,6 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
     """Parse a pod of ours."""
     metadata, status = raw["metadata"], raw.get("status", {})
     labels = metadata.get("labels", {})
-    owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
     conditions = {c["type"]: c for c in status.get("conditions", [])}
     container = _trainer_container(status)
     state = container.get("state", {})
@@ -142,7 +141,7 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
-        owner_uid=owners[0] if owners else "",
+        owner_uid=_training_job(metadata),
         attempt=_label_number(labels, names.LABEL_ATTEMPT),
         rank=_label_number(labels, names.LABEL_RANK),
         node=raw.get("spec", {}).get("nodeName"),
@@ -155,6 +154,15 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
         termination=termination,
         obstacle=None if running or termination else _obstacle(conditions, state),
     )
+
+
+def _training_job(metadata: Raw) -> str:
+    """UID of the TrainingJob that controls a pod; empty when it is somebody else's pod."""
+    for owner in metadata.get("ownerReferences", []):
+        group = owner["apiVersion"].partition("/")[0]
+        if owner.get("controller") and (group, owner["kind"]) == (names.GROUP, names.KIND):
+            return str(owner["uid"])
+    return ""
 
 
 def _trainer_container(status: Raw) -> Raw:
@@ -190,11 +198,17 @@ def _termination(terminated: Raw | None) -> Termination | None:
 
 
 def _result(message: str) -> RunResult | None:
-    """None when the trainer was killed before its last word: then this is the end of its log."""
+    """None when the trainer was killed before its last word: then this is the end of its log.
+
+    The trainer's image is the user's choice: what it says is foreign text, and two metrics of one
+    name would make the API server refuse the status.
+    """
     try:
-        return RunResult.model_validate_json(message)
+        result = RunResult.model_validate_json(message)
     except ValidationError:
         return None
+    metrics = tuple({metric.name: metric for metric in result.metrics}.values())
+    return result.model_copy(update={"message": clean(result.message), "metrics": metrics})
 
 
 def _obstacle(conditions: dict[str, Raw], state: Raw) -> Obstacle | None:

@@ -53,6 +53,7 @@ class PodView:
     name: str
     uid: str
     owner_uid: str
+    """UID of the TrainingJob that controls it; empty for a pod of somebody else."""
     attempt: int
     rank: int
     node: str | None
