@@ -52,7 +52,7 @@ def decide(snapshot: Snapshot, now: datetime, limits: Limits) -> Plan:
     job = snapshot.job
     if job is None or job.deleting:
         return Plan(deletions=_stray_pods(snapshot, keep_own=False))
-    strays = _stray_pods(snapshot, keep_own=True)
+    strays = _stray_pods(snapshot, keep_own=True) + _superseded_pods(snapshot, job)
     if is_true(job.status, C.FINISHED):
         return Plan(
             status=_restamp(job),
@@ -100,7 +100,22 @@ def _first_draft(case: Case) -> Draft:
 def _stray_pods(snapshot: Snapshot, *, keep_own: bool) -> tuple[PodDeletion, ...]:
     """Pods whose TrainingJob is gone, or going, or an earlier one of the same name."""
     own = snapshot.job.uid if snapshot.job is not None and keep_own else None
-    return tuple(d for pod in snapshot.pods if pod.owner_uid != own for d in deletion_of(pod))
+    return tuple(
+        deletion
+        for pod in snapshot.pods
+        if pod.owner_uid not in ("", own)  # empty: somebody else's pod that carries our label
+        for deletion in deletion_of(pod)
+    )
+
+
+def _superseded_pods(snapshot: Snapshot, job: JobView) -> tuple[PodDeletion, ...]:
+    """Pods that a late request created for an attempt that is over: only one may write."""
+    return tuple(
+        deletion
+        for pod in _alive(snapshot, job)
+        if pod.attempt < job.status.attempt
+        for deletion in deletion_of(pod)
+    )
 
 
 def _alive(snapshot: Snapshot, job: JobView) -> list[PodView]:

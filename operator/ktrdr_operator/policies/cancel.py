@@ -59,13 +59,13 @@ def _stopping(case: Case, receipt: CancellationReceipt, alive: tuple[PodView, ..
 
 
 def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
-    pod = case.pod
-    verdict = pod.termination if pod is not None else None
-    result = verdict.result if verdict else None
+    result = case.result
     if result is not None and result.outcome is Outcome.SUCCEEDED:
         return None
-    finished = verdict.finished if verdict and verdict.finished else case.now
-    stopped = timestamp(finished)
+    end = case.pod.termination if case.pod is not None else None
+    finished = end.finished if end and end.finished else case.now
+    # Between two attempts nothing ran: what had ended before the wish stopped with the wish.
+    stopped = timestamp(max(finished, moment_of(receipt.requested_time)))
     where = _where(case)
     acknowledged = receipt.acknowledged_time
     if acknowledged is None and result is not None and result.outcome is Outcome.CANCELLED:
@@ -89,8 +89,7 @@ def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
 
 def _where(case: Case) -> dict[str, Any]:
     """Epoch, batch and checkpoint: from the run's last word, else from its last report."""
-    pod, progress = case.pod, case.status.progress
-    result = pod.termination.result if pod is not None and pod.termination else None
+    progress, result = case.status.progress, case.result
     if result is not None:
         saved = checkpoint_status(result.checkpoint) or case.status.checkpoint
         return {"epoch": result.epoch, "batch": result.batch, "checkpoint": saved}
@@ -110,7 +109,7 @@ def checkpoint_status(ref: CheckpointRef | None) -> CheckpointStatus | None:
 
 
 def _words(receipt: CancellationReceipt) -> str:
-    if receipt.epoch is None:
+    if not receipt.epoch:
         return "Cancelled before training began"
     saved = f"checkpoint {receipt.checkpoint.path}" if receipt.checkpoint else "no checkpoint"
     return f"Cancelled in epoch {receipt.epoch} after batch {receipt.batch}; {saved}"

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.training_job import TrainingJobStatus
+from ktrdr_api.run_contract import RunResult
+from ktrdr_api.training_job import TrainingJobStatus, Waiting
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion, PodView, Snapshot
+
+_REFUSALS: Final = frozenset({Reason.CREATE_REFUSED, Reason.NAME_CONFLICT})
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,43 @@ class Case:
         """Rank 0 of the current attempt."""
         return self.snapshot.current()
 
+    @property
+    def result(self) -> RunResult | None:
+        """The last word of the current attempt, if it speaks of this very TrainingJob."""
+        end = self.pod.termination if self.pod is not None else None
+        if end is None or end.result is None or end.result.job_uid != self.job.uid:
+            return None
+        return end.result
+
+    @property
+    def refusal(self) -> Waiting | None:
+        """Why a child of the recorded attempt could not be created, until its pod is seen."""
+        waiting = self.status.waiting
+        return waiting if waiting is not None and waiting.reason in _REFUSALS else None
+
+    @property
+    def judged(self) -> bool:
+        """Whether the current attempt is over and the next one only waits for its time."""
+        return self.status.retry_time is not None and self.refusal is None
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether the trainer of the current attempt got as far as reporting progress."""
+        progress = self.status.progress
+        return progress is not None and progress.attempt == self.status.attempt
+
     def own_pods_alive(self) -> tuple[PodView, ...]:
         """Pods of this very TrainingJob in which a process may still run."""
         return tuple(
             pod for pod in self.snapshot.pods if pod.owner_uid == self.job.uid and not pod.ended
+        )
+
+    def leftover_pods(self) -> tuple[PodView, ...]:
+        """Pods of an earlier TrainingJob of the same name that still hold their names."""
+        return tuple(
+            pod
+            for pod in self.snapshot.pods
+            if pod.owner_uid not in ("", self.job.uid) and not pod.gone
         )
 
     def seconds_until(self, moment: datetime) -> float:

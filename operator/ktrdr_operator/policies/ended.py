@@ -18,16 +18,20 @@ from ktrdr_operator.snapshot import PodView, Termination
 
 _SIGNAL_BASE: Final = 128
 """A process ended by signal N exits, to the kubelet, with 128 + N."""
+_LOST_BY_KUBELET: Final = "ContainerStatusUnknown"
+"""The kubelet's reason, with exit code 137, for a container that its node no longer knows.
+Source: kubernetes/pkg/kubelet/container/runtime.go, ContainerReasonStatusUnknown."""
 _FINAL_EXIT_CODES: Final = frozenset({ExitCode.BAD_REQUEST, ExitCode.BAD_DATA})
+_SIGNALS: Final = range(1, signal.NSIG)
 _KNOWN_REASONS: Final = frozenset(Reason)
 
 
 def speak(case: Case) -> Draft | None:
     """Speaks when the pod has ended and its end has not been judged yet."""
     pod = case.pod
-    if pod is None or not pod.ended or case.status.retry_time is not None:
+    if pod is None or not pod.ended or case.judged:
         return None
-    result = _own_result(case, pod.termination)
+    result = case.result
     if result is not None and result.outcome is Outcome.SUCCEEDED:
         return _completed(case, pod, result)
     if _is_disruption(pod):
@@ -41,25 +45,24 @@ def speak(case: Case) -> Draft | None:
 
 
 def disrupted(case: Case, what: str, result: RunResult | None = None) -> Draft:
-    """The next attempt follows at once and goes on from the newest checkpoint."""
+    """The next attempt follows at once and goes on from the newest checkpoint.
+
+    Not at once when the trainer had not got as far as reporting: a node that stops every pod, or an
+    image that ends like one that was stopped, would get a pod a second.
+    """
     saved = checkpoint_status(result.checkpoint) if result else None
+    delay = 0.0 if case.has_reported else case.limits.retry_base_seconds
     return Draft(
         phase=Phase.RETRYING,
         reason=Reason.DISRUPTED,
         message=f"{what}; the next attempt goes on from the newest checkpoint",
         changes={
-            "retry_time": timestamp(case.now),
+            "retry_time": timestamp(case.now + timedelta(seconds=delay)),
             "waiting": None,
             "checkpoint": saved or case.status.checkpoint,
         },
-        requeue_seconds=0.0,
+        requeue_seconds=delay,
     )
-
-
-def _own_result(case: Case, end: Termination | None) -> RunResult | None:
-    if end is None or end.result is None or end.result.job_uid != case.job.uid:
-        return None
-    return end.result
 
 
 def _is_disruption(pod: PodView) -> bool:
@@ -70,7 +73,7 @@ def _is_disruption(pod: PodView) -> bool:
         return pod.gone
     stopped = end.exit_code in {ExitCode.STOPPED, ExitCode.TERMINATED}
     killed_on_deletion = end.exit_code == _SIGNAL_BASE + signal.SIGKILL and pod.deleting
-    return stopped or killed_on_deletion
+    return stopped or killed_on_deletion or end.reason == _LOST_BY_KUBELET
 
 
 def _completed(case: Case, pod: PodView, result: RunResult) -> Draft:
@@ -135,6 +138,7 @@ def _ended_changes(case: Case, pod: PodView) -> dict[str, Any]:
     finished = end.finished if end and end.finished else case.now
     start = case.status.start_time or (timestamp(started) if started else None)
     return {
+        "retry_time": None,
         "start_time": start,
         "host": pod.node or case.status.host,
         "completion_time": timestamp(finished),
@@ -150,7 +154,8 @@ def _failure(case: Case, pod: PodView, result: RunResult | None) -> Failure:
             reason=Reason.TRAINER_FAILED,
             message=pod.pod_message or f'Pod "{pod.name}" failed before its trainer started',
         )
-    killed = end.exit_code - _SIGNAL_BASE if end.exit_code > _SIGNAL_BASE else None
+    number = end.exit_code - _SIGNAL_BASE
+    killed = number if number in _SIGNALS else None
     reason, message = _cause(case, end, result, killed)
     return Failure(
         attempt=pod.attempt,

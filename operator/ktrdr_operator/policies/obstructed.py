@@ -43,7 +43,7 @@ def speak(case: Case) -> Draft | None:
         phase=Phase.STARTING,
         reason=Reason(waiting.reason) if waiting else Reason.STARTING,
         message=waiting.message if waiting else starting_message(pod.name),
-        changes={"waiting": waiting},
+        changes={"waiting": waiting, "retry_time": None},
     )
 
 
@@ -75,7 +75,8 @@ def _reason(obstacle: Obstacle) -> Reason:
 def _with_remedy(case: Case, reason: Reason, words: str) -> str:
     if reason is not Reason.VOLUME_NOT_READY:
         return words
-    remedy = f'create the claim in namespace "{case.job.namespace}" and the job starts'
+    verb = "create" if "not found" in words else "bind"
+    remedy = f'{verb} the claim in namespace "{case.job.namespace}" and the job starts'
     return f"{words.rstrip('. ')}; {remedy}"
 
 
@@ -86,7 +87,7 @@ def _image(case: Case, pod: PodView, waiting: Waiting) -> Draft:
             phase=Phase.STARTING,
             reason=Reason.IMAGE_PULL_FAILED,
             message=waiting.message,
-            changes={"waiting": waiting},
+            changes={"waiting": waiting, "retry_time": None},
             requeue_seconds=case.seconds_until(due),
         )
     failure = Failure(attempt=pod.attempt, reason=Reason.IMAGE_PULL_FAILED, message=waiting.message)
@@ -96,6 +97,7 @@ def _image(case: Case, pod: PodView, waiting: Waiting) -> Draft:
         message=waiting.message,
         changes={
             "waiting": None,
+            "retry_time": None,
             "failure": failure,
             "completion_time": timestamp(case.now),
         },

@@ -9,17 +9,11 @@ from datetime import timedelta
 from typing import Final
 
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.training_job import TrainingJobStatus, Waiting
+from ktrdr_api.training_job import Waiting
 from ktrdr_operator.policies.draft import Case, Draft, moment_of, timestamp
 
 LEAST_SECONDS: Final = 1.0
 MOST_SECONDS: Final = 60.0
-_REASONS: Final = frozenset({Reason.CREATE_REFUSED, Reason.NAME_CONFLICT})
-
-
-def is_refused(status: TrainingJobStatus) -> bool:
-    """Whether the recorded attempt waits for a refusal to end."""
-    return status.waiting is not None and status.waiting.reason in _REASONS
 
 
 def after_refusal(case: Case, reason: Reason, words: str) -> Draft:

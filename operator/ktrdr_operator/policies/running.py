@@ -9,7 +9,7 @@ def speak(case: Case) -> Draft | None:
     pod = case.pod
     if pod is None or pod.ended or pod.started is None:
         return None
-    progress = case.status.progress
+    progress = case.status.progress if case.has_reported else None
     saved = progress.checkpoint if progress is not None else None
     return Draft(
         phase=Phase.RUNNING,
@@ -19,6 +19,7 @@ def speak(case: Case) -> Draft | None:
             "start_time": case.status.start_time or timestamp(pod.started),
             "host": pod.node,
             "waiting": None,
+            "retry_time": None,
             "checkpoint": saved or case.status.checkpoint,
         },
     )

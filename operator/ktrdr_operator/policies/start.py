@@ -10,8 +10,8 @@ from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import Waiting
 from ktrdr_operator.policies.draft import Case, Draft, moment_of, starting_message, timestamp
-from ktrdr_operator.policies.refused import is_refused, still_refused
-from ktrdr_operator.snapshot import AttemptStart
+from ktrdr_operator.policies.refused import still_refused
+from ktrdr_operator.snapshot import AttemptStart, PodView
 
 RECHECK_SECONDS: Final = 5.0
 """How often a missing strategy is looked for: ConfigMaps are not watched (there are too many)."""
@@ -20,7 +20,7 @@ RECHECK_SECONDS: Final = 5.0
 def speak(case: Case) -> Draft:
     """Always speaks: the last rule."""
     status = case.status
-    refusal = status.waiting if is_refused(status) else None
+    refusal = case.refusal
     if status.retry_time is not None and case.now < moment_of(status.retry_time):
         seconds = case.seconds_until(moment_of(status.retry_time))
         if refusal is not None:
@@ -28,11 +28,12 @@ def speak(case: Case) -> Draft:
         return _retrying(case, status.message, seconds)
     if alive := case.own_pods_alive():
         return _retrying(case, f'Waiting for pod "{alive[0].name}" to end', None)
+    if leftover := case.leftover_pods():
+        return _leftover(leftover[0])
     strategy = case.snapshot.strategy
     if strategy is None or strategy.problem:
         return _missing(case, strategy.problem if strategy else "The strategy was not read")
-    recorded = status.attempt > 0 and (status.retry_time is None or refusal is not None)
-    attempt = status.attempt if recorded else status.attempt + 1
+    attempt = status.attempt + 1 if case.judged else max(status.attempt, 1)
     return _start(case, attempt, strategy.text, refusal)
 
 
@@ -51,6 +52,15 @@ def _start(case: Case, attempt: int, strategy: str, refusal: Waiting | None) -> 
             "retry_time": case.status.retry_time if refusal else None,
         },
         start=AttemptStart(attempt=attempt, strategy=strategy),
+    )
+
+
+def _leftover(pod: PodView) -> Draft:
+    """Its deletion is under way; the event of its end brings us back."""
+    return Draft(
+        phase=Phase.PENDING,
+        reason=Reason.PENDING,
+        message=f'Waiting for pod "{pod.name}" of an earlier TrainingJob of this name to be gone',
     )
 
 
@@ -73,6 +83,10 @@ def _missing(case: Case, problem: str) -> Draft:
         phase=Phase.PENDING,
         reason=Reason.STRATEGY_NOT_FOUND,
         message=problem,
-        changes={"waiting": waiting},
+        changes={
+            "waiting": waiting,
+            # A refused attempt has not been judged, and this wait hides the refusal.
+            "retry_time": case.status.retry_time if case.judged else None,
+        },
         requeue_seconds=RECHECK_SECONDS,
     )

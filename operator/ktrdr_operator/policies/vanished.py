@@ -12,13 +12,12 @@ from ktrdr_operator.policies.ended import disrupted
 def speak(case: Case) -> Draft | None:
     """Speaks when a started attempt has no pod (the API server was asked)."""
     status = case.status
-    if status.attempt == 0 or case.pod is not None or status.retry_time is not None:
+    if status.attempt == 0 or case.pod is not None or case.judged:
         return None
-    reported = status.progress is not None and status.progress.attempt == status.attempt
     was_running = any(
         c.type == ConditionType.RUNNING and c.status == "True" for c in status.conditions
     )
-    if not (reported or was_running):
+    if not (case.has_reported or was_running):
         return None
     name = names.pod_name(case.job.name, status.attempt)
     return disrupted(case, f'Pod "{name}" is gone')
