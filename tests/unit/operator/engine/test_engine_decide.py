@@ -1,0 +1,686 @@
+import json
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from engine_builders import (
+    CHECKPOINT,
+    DIGEST,
+    LIMITS,
+    MODEL,
+    NOW,
+    STRATEGY,
+    UID,
+    Raw,
+    ago,
+    ended_pod,
+    job_raw,
+    last_word,
+    pod_raw,
+    progress,
+    recorded,
+    running_pod,
+    snapshot,
+    succeeded_pod,
+    unscheduled_pod,
+    waiting_pod,
+)
+from ktrdr_api.conditions import ConditionType, Phase, Reason
+from ktrdr_api.run_contract import Outcome
+from ktrdr_api.training_job import TrainingJobStatus
+from ktrdr_operator.decide import decide
+from ktrdr_operator.snapshot import Plan, Snapshot, StrategyText
+
+C = ConditionType
+RECONCILING = {C.RECONCILING}
+RUNNING = {C.RUNNING}
+SUCCEEDED = {C.COMPLETE, C.FINISHED}
+FAILED = {C.STALLED, C.FAILED, C.FINISHED}
+CANCELLED = {C.FAILED, C.CANCELLED, C.FINISHED}
+DISRUPTION_TARGET = ({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByAPI"},)
+
+
+@dataclass(frozen=True)
+class Want:
+    """The whole outcome of a decision, but for its words."""
+
+    phase: Phase
+    reason: Reason
+    true: set[ConditionType]
+    deletions: tuple[str, ...] = ()
+    start: int | None = None
+    retries: int = 0
+    requeue: float | None = None
+
+
+def plan(situation: Snapshot) -> Plan:
+    return decide(situation, NOW, LIMITS)
+
+
+def outcome(found: Plan) -> Want:
+    assert found.status is not None
+    return Want(
+        phase=Phase(found.status.phase),
+        reason=Reason(found.status.reason),
+        true={ConditionType(c.type) for c in found.status.conditions if c.status == "True"},
+        deletions=tuple(d.name for d in found.deletions),
+        start=found.start.attempt if found.start else None,
+        retries=found.status.retries,
+        requeue=found.requeue_seconds,
+    )
+
+
+def status(found: Plan) -> TrainingJobStatus:
+    assert found.status is not None
+    return found.status
+
+
+def ran(pod: Raw, **spec: Any) -> Snapshot:
+    """Attempt 1 was seen running, has reported, and its pod is now as given."""
+    return snapshot(job_raw(status=recorded(1, C.RUNNING, progress=progress()), **spec), pod)
+
+
+def started(pod: Raw, **fields: Any) -> Snapshot:
+    """Attempt 1 is on record, and its pod is as given."""
+    return snapshot(job_raw(status=recorded(1, C.RECONCILING, **fields)), pod)
+
+
+def cancelling(pod: Raw | None, status: Raw, **spec: Any) -> Snapshot:
+    pods = [pod] if pod else []
+    return snapshot(job_raw(status=status, cancel=True, **spec), *pods)
+
+
+RECEIPT = {"requestedTime": ago(10)}
+LATE = {"requestedTime": ago(31)}
+BACKOFF = {"retries": 1, "retryTime": ago(-20), "reason": "Retrying", "message": "Retry 1"}
+
+TABLE: dict[str, tuple[Snapshot, Want]] = {
+    "fresh": (
+        snapshot(job_raw()),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+    ),
+    "recorded, never created": (
+        snapshot(job_raw(status=recorded(1, C.RECONCILING))),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+    ),
+    "pod without a word": (
+        started(pod_raw()),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING),
+    ),
+    "unschedulable": (
+        started(unscheduled_pod("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")),
+        Want(Phase.STARTING, Reason.UNSCHEDULABLE, RECONCILING),
+    ),
+    "claim missing": (
+        started(unscheduled_pod('0/1 nodes: persistentvolumeclaim "market-data" not found.')),
+        Want(Phase.STARTING, Reason.VOLUME_NOT_READY, RECONCILING),
+    ),
+    "image pull, within grace": (
+        started(waiting_pod("ErrImagePull", "not found")),
+        Want(Phase.STARTING, Reason.IMAGE_PULL_FAILED, RECONCILING, requeue=300.0),
+    ),
+    "image pull, after grace": (
+        started(
+            waiting_pod("ImagePullBackOff", "Back-off"),
+            waiting={"reason": "ImagePullFailed", "message": "not found", "since": ago(300)},
+        ),
+        Want(Phase.FAILED, Reason.IMAGE_PULL_FAILED, FAILED, deletions=("fx-1-0",)),
+    ),
+    "container cannot be made": (
+        started(waiting_pod("CreateContainerConfigError", 'secret "x" not found')),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING),
+    ),
+    "running": (
+        started(running_pod()),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING),
+    ),
+    "exit 0 with a result": (
+        ran(succeeded_pod()),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+    ),
+    "exit 0 before it was seen running": (
+        started(succeeded_pod()),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+    ),
+    "exit 0 without a result": (
+        ran(ended_pod(0, message="hello")),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    ),
+    "exit 2": (
+        ran(ended_pod(2, message=last_word(Outcome.FAILED, reason="InvalidStrategy"))),
+        Want(Phase.FAILED, Reason.INVALID_STRATEGY, FAILED),
+    ),
+    "exit 3": (
+        ran(ended_pod(3, message=last_word(Outcome.FAILED, reason="InvalidData"))),
+        Want(Phase.FAILED, Reason.INVALID_DATA, FAILED),
+    ),
+    "exit 10 that nobody asked for": (
+        ran(ended_pod(10, message=last_word(Outcome.CANCELLED))),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "exit 75": (
+        ran(ended_pod(75, message=last_word(Outcome.FAILED, exitCode=75))),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    ),
+    "exit 1": (
+        ran(ended_pod(1)),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    ),
+    "exit 1, third failure": (
+        snapshot(job_raw(status=recorded(3, C.RUNNING, retries=2)), ended_pod(1, 3)),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=3, requeue=40.0),
+    ),
+    "exit 1, fourth failure": (
+        snapshot(job_raw(status=recorded(4, C.RUNNING, retries=3)), ended_pod(1, 4)),
+        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED, retries=3),
+    ),
+    "exit 1, no retries allowed": (
+        ran(ended_pod(1), backoffLimit=0),
+        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED),
+    ),
+    "many retries, capped delay": (
+        snapshot(
+            job_raw(status=recorded(100, C.RUNNING, retries=99), backoffLimit=100),
+            ended_pod(1, 100),
+        ),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=100, requeue=360.0),
+    ),
+    "exit 137, SIGKILL": (
+        ran(ended_pod(137)),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    ),
+    "exit 137 while being deleted": (
+        ran(ended_pod(137, deleting=True)),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "exit 137, lost by its node": (
+        ran(ended_pod(137, reason="ContainerStatusUnknown")),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "exit 143": (
+        ran(ended_pod(143, message=last_word(Outcome.TERMINATED))),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "exit 143 before any report": (
+        started(ended_pod(143)),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
+    ),
+    "OOM": (
+        ran(ended_pod(137, reason="OOMKilled")),
+        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
+    ),
+    "evicted": (
+        ran(ended_pod(137, conditions=DISRUPTION_TARGET)),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "evicted, no container left": (
+        ran(pod_raw(phase="Failed", reason="Evicted", message="The node was low on memory.")),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "evicted before any report": (
+        started(pod_raw(phase="Failed", reason="Evicted")),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
+    ),
+    "evicted after completion": (
+        ran(succeeded_pod(conditions=DISRUPTION_TARGET)),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+    ),
+    "refused by the kubelet": (
+        started(pod_raw(phase="Failed", reason="UnexpectedAdmissionError", message="no GPU")),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    ),
+    "deleted by hand, seen": (
+        snapshot(
+            job_raw(status=recorded(1, C.RUNNING, progress=progress())), gone=(running_pod(),)
+        ),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "deleted by hand after completion": (
+        snapshot(job_raw(status=recorded(1, C.RUNNING)), gone=(succeeded_pod(),)),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+    ),
+    "gone without verdict, had reported": (
+        snapshot(job_raw(status=recorded(1, C.RECONCILING, progress=progress()))),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "gone without verdict, had run": (
+        snapshot(job_raw(status=recorded(1, C.RUNNING))),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
+    ),
+    "node lost, pod terminating": (
+        ran(running_pod(deleting=True)),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING),
+    ),
+    "backoff": (
+        started(ended_pod(1), phase="Retrying", **BACKOFF),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=20.0),
+    ),
+    "backoff over": (
+        started(ended_pod(1), **{**BACKOFF, "retryTime": ago(0)}),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=2, retries=1),
+    ),
+    "backoff over, pod still alive": (
+        started(running_pod(0, deleting=True), **{**BACKOFF, "retryTime": ago(0)}),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1),
+    ),
+    "superseded attempt alive": (
+        snapshot(job_raw(status=recorded(2, C.RUNNING)), running_pod(1), running_pod(2)),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, deletions=("fx-1-0",)),
+    ),
+    "cancel at creation": (
+        cancelling(None, {"observedGeneration": -1}),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+    ),
+    "cancel before the pod": (
+        cancelling(None, recorded(1, C.RECONCILING)),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+    ),
+    "cancel while pending": (
+        cancelling(pod_raw(), recorded(1, C.RECONCILING)),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING, deletions=("fx-1-0",)),
+    ),
+    "cancel while running": (
+        cancelling(running_pod(), recorded(1, C.RUNNING)),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, requeue=30.0),
+    ),
+    "cancel while running, 10 s later": (
+        cancelling(running_pod(), recorded(1, C.RUNNING, cancellation=RECEIPT)),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, requeue=20.0),
+    ),
+    "cancel while running, grace over": (
+        cancelling(running_pod(), recorded(1, C.RUNNING, cancellation=LATE)),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, deletions=("fx-1-0",)),
+    ),
+    "cancel while running, no grace": (
+        cancelling(running_pod(), recorded(1, C.RUNNING), cancellation={"gracePeriodSeconds": 0}),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, deletions=("fx-1-0",)),
+    ),
+    "cancel while running, being deleted": (
+        cancelling(running_pod(deleting=True), recorded(1, C.RUNNING, cancellation=LATE)),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING),
+    ),
+    "cancel, trainer stopped": (
+        cancelling(
+            ended_pod(10, message=last_word(Outcome.CANCELLED, epoch=4, batch=17)),
+            recorded(1, C.RUNNING, cancellation=RECEIPT),
+        ),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+    ),
+    "cancel, trainer failed instead": (
+        cancelling(ended_pod(1), recorded(1, C.RUNNING, cancellation=RECEIPT)),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+    ),
+    "cancel, trainer completed first": (
+        cancelling(succeeded_pod(), recorded(1, C.RUNNING, cancellation=RECEIPT)),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+    ),
+    "cancel, pod gone unwatched": (
+        cancelling(None, recorded(1, C.RUNNING, cancellation=RECEIPT)),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+    ),
+    "cancel during backoff": (
+        cancelling(ended_pod(1), recorded(1, C.RECONCILING, **BACKOFF)),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, retries=1),
+    ),
+    "completed for another TrainingJob": (
+        ran(ended_pod(0, message=last_word(jobUid="uid-other", artifact=MODEL))),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    ),
+    "completed for another TrainingJob, cancelled": (
+        cancelling(ended_pod(0, message=last_word(jobUid="uid-other")), recorded(1, C.RUNNING)),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+    ),
+    "pod of an earlier job of this name": (
+        snapshot(job_raw(), running_pod(owner="uid-earlier")),
+        Want(Phase.PENDING, Reason.PENDING, RECONCILING, deletions=("fx-1-0",)),
+    ),
+    "ended pod of an earlier job of this name": (
+        snapshot(job_raw(), ended_pod(1, owner="uid-earlier")),
+        Want(Phase.PENDING, Reason.PENDING, RECONCILING, deletions=("fx-1-0",)),
+    ),
+    "last word of an earlier job of this name": (
+        snapshot(job_raw(), gone=(succeeded_pod(owner="uid-earlier"),)),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+    ),
+    "somebody else's pod with our label": (
+        snapshot(job_raw(), running_pod(owner=None)),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+    ),
+}
+
+
+@pytest.mark.parametrize(("situation", "want"), TABLE.values(), ids=TABLE)
+def test_decide_in_situation_wants(situation: Snapshot, want: Want) -> None:
+    assert outcome(plan(situation)) == want
+
+
+@pytest.mark.parametrize("situation", [row[0] for row in TABLE.values()], ids=TABLE)
+def test_decide_in_any_situation_has_all_conditions_of_this_generation(situation: Snapshot) -> None:
+    found = status(plan(situation))
+    assert [c.type for c in found.conditions] == list(ConditionType)
+    assert {c.observed_generation for c in found.conditions} == {1}
+    assert all(c.reason == found.reason for c in found.conditions if c.status == "True")
+
+
+@pytest.mark.parametrize("situation", [row[0] for row in TABLE.values()], ids=TABLE)
+def test_decide_again_on_its_own_status_changes_nothing_but_the_clock(situation: Snapshot) -> None:
+    first = plan(situation)
+    assert situation.job is not None
+    job = replace(situation.job, status=status(first))
+    again = plan(replace(situation, job=job))
+    judged = status(first).retry_time is not None and status(first).retry_time == ago(0)
+    if judged:
+        assert again.start is not None or again.status == first.status
+    else:
+        assert again.status == first.status
+        assert again.events == ()
+
+
+def test_decide_strategy_missing_waits_and_recovers() -> None:
+    situation = snapshot(job_raw())
+    missing = replace(situation, strategy=StrategyText(problem='ConfigMap "s" does not exist'))
+    found = plan(missing)
+    assert outcome(found) == Want(
+        Phase.PENDING, Reason.STRATEGY_NOT_FOUND, RECONCILING, requeue=5.0
+    )
+    assert status(found).waiting is not None
+    assert situation.job is not None
+    later = replace(situation, job=replace(situation.job, status=status(found)))
+    recovered = plan(later)
+    assert outcome(recovered) == Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1)
+    assert status(recovered).waiting is None
+
+
+def test_decide_strategy_missing_between_attempts_keeps_the_count() -> None:
+    backoff_over = started(ended_pod(1), **{**BACKOFF, "retryTime": ago(0)})
+    missing = replace(backoff_over, strategy=StrategyText(problem="gone"))
+    found = plan(missing)
+    assert backoff_over.job is not None
+    later = replace(backoff_over, job=replace(backoff_over.job, status=status(found)))
+    assert outcome(plan(later)).start == 2
+
+
+@pytest.mark.parametrize("reason", ["CreateRefused", "NameConflict"])
+def test_decide_after_refusal_keeps_attempt_words_and_judges_its_end(reason: str) -> None:
+    waiting = {"reason": reason, "message": "exceeded quota", "since": ago(60)}
+    refused = recorded(
+        1, C.RECONCILING, phase="Pending", reason=reason, waiting=waiting, retryTime=ago(-5)
+    )
+    assert outcome(plan(snapshot(job_raw(status=refused)))) == Want(
+        Phase.PENDING, Reason(reason), RECONCILING, requeue=5.0
+    )
+    due = {**refused, "retryTime": ago(0)}
+    assert outcome(plan(snapshot(job_raw(status=due)))) == Want(
+        Phase.PENDING, Reason(reason), RECONCILING, start=1
+    )
+    seen_running = plan(snapshot(job_raw(status=due), running_pod()))
+    assert status(seen_running).waiting is None
+    assert status(seen_running).retry_time is None
+    assert outcome(plan(snapshot(job_raw(status=due), succeeded_pod()))) == Want(
+        Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED
+    )
+
+
+def test_decide_refused_attempt_whose_strategy_vanished_keeps_its_number() -> None:
+    waiting = {"reason": "CreateRefused", "message": "exceeded quota", "since": ago(60)}
+    due = recorded(1, C.RECONCILING, reason="CreateRefused", waiting=waiting, retryTime=ago(0))
+    situation = snapshot(job_raw(status=due))
+    missing = plan(replace(situation, strategy=StrategyText(problem="gone")))
+    assert situation.job is not None
+    later = replace(situation, job=replace(situation.job, status=status(missing)))
+    assert outcome(plan(later)).start == 1
+
+
+def test_decide_without_job_deletes_its_pods_and_nobody_elses() -> None:
+    stray, foreign = running_pod(1), running_pod(2, owner=None)
+    job_owned = running_pod(3)
+    job_owned["metadata"]["ownerReferences"][0].update(kind="Job", apiVersion="batch/v1")
+    found = plan(snapshot(None, stray, foreign, job_owned, gone=(succeeded_pod(4),)))
+    assert [d.name for d in found.deletions] == ["fx-1-0"]
+    assert (found.status, found.start) == (None, None)
+
+
+def test_decide_job_being_deleted_stops_pods_and_starts_nothing() -> None:
+    job = job_raw(status=recorded(1, C.RUNNING))
+    job["metadata"]["deletionTimestamp"] = ago(1)
+    found = plan(snapshot(job, running_pod()))
+    assert [(d.name, d.uid) for d in found.deletions] == [("fx-1-0", "pod-1")]
+    assert (found.status, found.start) == (None, None)
+
+
+def test_decide_finished_job_edited_restamps_and_nothing_else() -> None:
+    job = job_raw(
+        status=recorded(1, *SUCCEEDED, phase="Succeeded", reason="Completed"), cancel=True
+    )
+    job["metadata"]["generation"] = 2
+    found = plan(snapshot(job, succeeded_pod()))
+    assert status(found).phase == "Succeeded"
+    assert status(found).observed_generation == 2
+    assert {c.observed_generation for c in status(found).conditions} == {2}
+    assert {c.last_transition_time for c in status(found).conditions} == {ago(600)}
+    assert (found.start, found.deletions, found.events) == (None, (), ())
+
+
+def test_decide_finished_job_with_a_live_pod_deletes_it() -> None:
+    job = job_raw(status=recorded(1, *FAILED, phase="Failed"))
+    assert [d.name for d in plan(snapshot(job, running_pod())).deletions] == ["fx-1-0"]
+
+
+def test_decide_condition_time_moves_only_with_its_status() -> None:
+    found = status(plan(started(running_pod())))
+    times = {c.type: c.last_transition_time for c in found.conditions}
+    assert times[C.RUNNING] == times[C.RECONCILING] == ago(0)
+    assert times[C.STALLED] == times[C.FINISHED] == ago(600)
+
+
+def test_decide_running_records_start_host_gpus_and_checkpoint() -> None:
+    job = job_raw(
+        status=recorded(1, C.RECONCILING, progress=progress(checkpoint=CHECKPOINT)),
+        trainer={"resources": {"limits": {"nvidia.com/gpu": "2", "memory": "8Gi"}}},
+    )
+    found = status(plan(snapshot(job, running_pod())))
+    assert (found.start_time, found.host, found.gpus) == (ago(60), "node-1", 2)
+    assert found.checkpoint is not None
+    assert found.checkpoint.model_dump(by_alias=True) == CHECKPOINT
+
+
+def test_decide_running_ignores_the_checkpoint_of_an_earlier_report() -> None:
+    newer = {**CHECKPOINT, "epoch": 9, "step": 900}
+    job = job_raw(
+        status=recorded(
+            2, C.RECONCILING, checkpoint=newer, progress=progress(1, checkpoint=CHECKPOINT)
+        )
+    )
+    found = status(plan(snapshot(job, running_pod(2))))
+    assert found.checkpoint is not None
+    assert found.checkpoint.epoch == 9
+
+
+def test_decide_completed_keeps_the_result_after_the_pod() -> None:
+    found = status(plan(ran(succeeded_pod())))
+    assert found.result is not None
+    assert found.result.artifact is not None
+    assert found.result.artifact.model_dump(by_alias=True) == MODEL
+    assert found.result.epochs_completed == 50
+    assert found.completion_time == ago(30)
+    assert found.message == ("Trained 50 epochs; the model is stored at models/fx_momentum/1h_v1")
+
+
+@pytest.mark.parametrize(
+    ("pod", "words", "signal"),
+    [
+        (
+            ended_pod(1, message="ValueError: x"),
+            "exit code 1 and left no result; its log ends",
+            None,
+        ),
+        (ended_pod(139), "killed by signal 11 (SIGSEGV)", 11),
+        (ended_pod(255), "exit code 255", None),
+        (ended_pod(2, message=last_word(Outcome.FAILED, message="a: b")), "a: b", None),
+        (ended_pod(137, reason="OOMKilled"), "raise spec.trainer.resources.limits.memory", 9),
+        (pod_raw(phase="Failed", message="Pod was rejected"), "Pod was rejected", None),
+        (pod_raw(phase="Failed"), 'Pod "fx-1-0" failed before its trainer started', None),
+    ],
+)
+def test_decide_failure_names_cause(pod: Raw, words: str, signal: int | None) -> None:
+    failure = status(plan(ran(pod))).failure
+    assert failure is not None
+    assert words in failure.message
+    assert (failure.attempt, failure.signal) == (1, signal)
+
+
+def test_decide_backoff_limit_says_how_often_and_why() -> None:
+    situation = snapshot(job_raw(status=recorded(4, C.RUNNING, retries=3)), ended_pod(1, 4))
+    assert status(plan(situation)).message == (
+        "Failed 4 times (backoffLimit reached). Last: "
+        "The trainer ended with exit code 1 and left no result"
+    )
+
+
+def test_decide_waiting_passes_on_the_words_and_since_when() -> None:
+    words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    before = {"reason": "Unschedulable", "message": "0/2 nodes", "since": ago(90)}
+    found = status(plan(started(unscheduled_pod(words), waiting=before)))
+    assert found.waiting is not None
+    assert found.waiting.model_dump() == {
+        "reason": "Unschedulable",
+        "message": words,
+        "since": ago(90),
+    }
+    assert found.message == words
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ('persistentvolumeclaim "x" not found.', "create the claim"),
+        ("pod has unbound immediate PersistentVolumeClaims.", "bind the claim"),
+    ],
+)
+def test_decide_volume_not_ready_names_the_remedy(words: str, remedy: str) -> None:
+    assert remedy in status(plan(started(unscheduled_pod(words)))).message
+
+
+def test_decide_image_failure_has_the_kubelets_first_words() -> None:
+    waiting = {"reason": "ImagePullFailed", "message": "ghcr.io/x: not found", "since": ago(301)}
+    found = status(plan(started(waiting_pod("ImagePullBackOff", "Back-off"), waiting=waiting)))
+    assert found.message == "ghcr.io/x: not found"
+    assert found.waiting is None
+    assert found.failure is not None
+
+
+def test_decide_cancel_receipt_is_complete_after_a_clean_stop() -> None:
+    word = last_word(Outcome.CANCELLED, epoch=4, batch=17, checkpoint=CHECKPOINT)
+    receipt = {**RECEIPT, "acknowledgedTime": ago(9)}
+    found = status(
+        plan(
+            cancelling(
+                ended_pod(10, message=word, finished=ago(8)),
+                recorded(1, C.RUNNING, cancellation=receipt),
+            )
+        )
+    )
+    assert found.cancellation is not None
+    assert found.cancellation.model_dump(by_alias=True) == {
+        "requestedTime": ago(10),
+        "acknowledgedTime": ago(9),
+        "stoppedTime": ago(8),
+        "epoch": 4,
+        "batch": 17,
+        "checkpoint": CHECKPOINT,
+    }
+    assert found.message == ("Cancelled in epoch 4 after batch 17; checkpoint checkpoints/uid-fx/3")
+
+
+def test_decide_cancel_acknowledgement_is_stamped_by_our_clock() -> None:
+    hour_off = progress(stage="Cancelling", lastUpdateTime=ago(-3600))
+    found = status(plan(cancelling(running_pod(), recorded(1, C.RUNNING, progress=hour_off))))
+    assert found.cancellation is not None
+    assert found.cancellation.acknowledged_time == ago(0)
+
+
+def test_decide_cancel_during_backoff_did_not_stop_before_it_was_asked() -> None:
+    receipt = status(
+        plan(cancelling(ended_pod(1, finished=ago(30)), recorded(1, C.RECONCILING, **BACKOFF)))
+    ).cancellation
+    assert receipt is not None
+    assert receipt.stopped_time == receipt.requested_time == ago(0)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"progress": progress(stage="Preparing", currentEpoch=0, currentBatch=0)}]
+)
+def test_decide_cancel_before_training_says_so(fields: Raw) -> None:
+    found = status(plan(cancelling(None, recorded(1, C.RECONCILING, **fields))))
+    assert found.message == "Cancelled before training began"
+
+
+def test_decide_is_the_same_for_a_trainer_whose_clock_is_off() -> None:
+    right = ran(running_pod())
+    assert right.job is not None
+    skewed = progress(lastUpdateTime=ago(-3600))
+    wrong = snapshot(job_raw(status=recorded(1, C.RUNNING, progress=skewed)), running_pod())
+    assert outcome(plan(right)) == outcome(plan(wrong))
+
+
+def test_decide_hostile_last_word_is_bounded_and_plain() -> None:
+    name = "x" * 63
+    metrics = [{"name": name, "value": "nan"}, {"name": name, "value": "1e400"}]
+    word = last_word(
+        metrics=metrics, message="\x1b[31mred\x1b[0m\x07 bell", artifact=MODEL, attempt=1
+    )
+    found = status(plan(ran(ended_pod(0, message=word))))
+    assert found.result is not None
+    assert [metric.name for metric in found.result.metrics] == [name]
+    failed = status(
+        plan(ran(ended_pod(2, message=last_word(Outcome.FAILED, message="\x1b[31mred\x07!"))))
+    )
+    assert failed.message == "red !"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"epochsCompleted": -1},
+        {"durationSeconds": 10**400},
+        {"checkpoint": {**CHECKPOINT, "time": "x" * 3000}},
+        {"checkpoint": {**CHECKPOINT, "time": "yesterday"}},
+        {"checkpoint": {**CHECKPOINT, "epoch": -1}},
+        {"artifact": {"path": "p", "digest": DIGEST, "sizeBytes": -1}},
+    ],
+)
+def test_decide_impossible_last_word_is_no_result(lie: Raw) -> None:
+    body = {
+        "jobUid": UID,
+        "attempt": 1,
+        "outcome": "Succeeded",
+        "exitCode": 0,
+        "reason": "Completed",
+        **lie,
+    }
+    found = plan(ran(ended_pod(0, message=json.dumps(body))))
+    assert outcome(found).phase is Phase.RETRYING
+
+
+def test_decide_starts_with_the_strategy_that_was_read() -> None:
+    found = plan(snapshot(job_raw()))
+    assert found.start is not None
+    assert found.start.strategy == STRATEGY
+
+
+def test_decide_one_event_per_transition_with_severity() -> None:
+    events = plan(snapshot(job_raw())).events
+    assert [(e.kind, e.reason) for e in events] == [("Normal", "Starting")]
+    events = plan(ran(ended_pod(1))).events
+    assert [(e.kind, e.reason) for e in events] == [("Warning", "Retrying")]
+    assert plan(snapshot(job_raw(status=recorded(1, C.RECONCILING)), pod_raw())).events == ()
+
+
+def test_decide_retry_is_due_by_the_stored_time_not_by_memory() -> None:
+    situation = started(ended_pod(1), **BACKOFF)
+    assert decide(situation, NOW, LIMITS).start is None
+    later = decide(situation, NOW + timedelta(seconds=20), LIMITS)
+    assert later.start is not None
+    assert later.start.attempt == 2
