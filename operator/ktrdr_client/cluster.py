@@ -221,7 +221,7 @@ class Cluster:
             max_in_flight: requests at once.
             on_request: told the method and the HTTP status (or `<error>`) of every request.
         """
-        self.server: str = configuration.host
+        self.server: str = configuration.host.rstrip("/")
         self._configuration = configuration
         self._ssl = RESTClientObject(configuration).ssl_context
         self._slots = asyncio.Semaphore(max_in_flight)
@@ -385,7 +385,7 @@ class Cluster:
         try:
             async with self._session.request(
                 method,
-                self.server.rstrip("/") + path,
+                self.server + path,
                 data=data,
                 headers={"Content-Type": kind} if data is not None else None,
                 timeout=aiohttp.ClientTimeout(

@@ -20,17 +20,17 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from ktrdr_api import names
-from ktrdr_client.cluster import PODS, TRAINING_JOBS, Cluster
+from ktrdr_client.cluster import PODS, TRAINING_JOBS, ApiError, Cluster
 from ktrdr_operator import handlers, health, logs
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.health import Health
-from ktrdr_operator.leader import LEASE_NAME, Leader
+from ktrdr_operator.leader import LEASE_NAME, Leader, LeaseLostError
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Reconciler
 from ktrdr_operator.resync import Resync
 from ktrdr_operator.session import WatchFilter
-from ktrdr_operator.settings import Settings
+from ktrdr_operator.settings import PREFIX, Settings
 from ktrdr_operator.snapshot import Limits
 from ktrdr_operator.store import JobKey, Store
 
@@ -171,8 +171,8 @@ async def operate(settings: Settings) -> None:
     take_signals(stop)
     metrics, pulse = Metrics(), Health(time.monotonic)
     cluster = await Cluster.connect(on_request=metrics.request)
-    runner, port = await health.serve(settings.http_port, pulse, metrics)
-    log.info("operator for %s at %s, HTTP port %d", names.RESOURCE, cluster.server, port)
+    runner = await health.serve(settings.http_port, pulse, metrics)
+    log.info("operator for %s at %s, HTTP on %s", names.RESOURCE, cluster.server, runner.addresses)
     try:
         async with leadership(settings, metrics, pulse, stop) as leader:
             resync, parts = build_parts(settings, cluster, metrics, pulse)
@@ -198,12 +198,15 @@ def main() -> int:
     except ValidationError as invalid:
         logs.configure("INFO", "text")
         for error in invalid.errors():
-            variable = "KTRDR_" + ".".join(str(part) for part in error["loc"]).upper()
-            log.critical("%s: %s; set it to a valid value", variable, error["msg"])
+            field = "".join(str(part) for part in error["loc"][:1]).upper()
+            log.critical("%s%s: %s", PREFIX, field or "*", error["msg"])
         return EXIT_BAD_SETTINGS
     logs.configure(settings.log_level, settings.log_format)
     try:
         asyncio.run(operate(settings))
+    except (ApiError, LeaseLostError, PartEndedError, OSError) as error:
+        log.critical("the operator ends: %s", error)
+        return EXIT_FAILED
     except Exception:
         log.critical("the operator ends: a part of it has died", exc_info=True)
         return EXIT_FAILED

@@ -74,12 +74,8 @@ async def run_canary(queue: WorkQueue[JobKey], metrics: Metrics) -> None:
         metrics.loop_lag(max(loop.time() - due, 0.0))
 
 
-async def serve(port: int, health: Health, metrics: Metrics) -> tuple[web.AppRunner, int]:
-    """Serve /healthz and /metrics on all interfaces; the caller cleans up the runner.
-
-    Returns:
-        The runner, and the port, which matters when 0 was asked for.
-    """
+async def serve(port: int, health: Health, metrics: Metrics) -> web.AppRunner:
+    """Serve /healthz and /metrics on all interfaces; the caller cleans up the runner."""
 
     async def healthz(_: web.Request) -> web.Response:
         silent = [f"{part}: silent for {age:.0f} s" for part, age in health.silent().items()]
@@ -97,5 +93,4 @@ async def serve(port: int, health: Health, metrics: Metrics) -> tuple[web.AppRun
     await runner.setup()
     site = web.TCPSite(runner, port=port)
     await site.start()
-    address = runner.addresses[0]
-    return runner, int(address[1])
+    return runner

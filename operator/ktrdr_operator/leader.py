@@ -118,16 +118,17 @@ class Leader:
         """The Lease with this holder; the resource version lets only one of two writers win."""
         spec = lease["spec"] if lease else {}
         now = self.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
-        changes = spec.get("holderIdentity") != holder
+        keeps = spec.get("holderIdentity") == holder
+        follows = lease is not None and holder is not None and not keeps
         wanted: Raw = {
             "apiVersion": LEASES.api_version,
             "kind": LEASES.kind,
             "metadata": {"namespace": self.namespace, "name": LEASE_NAME},
             "spec": {
                 "leaseDurationSeconds": LEASE_SECONDS,
-                "acquireTime": now if changes else spec["acquireTime"],
+                "acquireTime": spec["acquireTime"] if keeps else now,
                 "renewTime": now,
-                "leaseTransitions": spec.get("leaseTransitions", 0) + int(changes),
+                "leaseTransitions": spec.get("leaseTransitions", 0) + int(follows),
             },
         }
         if holder is not None:

@@ -4,17 +4,20 @@ Built once by `__main__`; nothing else in the operator reads the environment. Th
 these settings under other names.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX: Final = "KTRDR_"
+"""Of every environment variable that sets something."""
 
 
 class Settings(BaseSettings):
     """What can be set from outside; a wrong value ends the process with the variable's name."""
 
     model_config = SettingsConfigDict(
-        env_prefix="KTRDR_", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+        env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
     )
 
     trainer_image: Annotated[str, Field(min_length=1, max_length=512)]
@@ -30,7 +33,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = "json"
     """One JSON object a line, for log collectors, or plain text, for people."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    """Port of /healthz and /metrics; 0 takes a free one, which is logged."""
+    """Port of /healthz and /metrics; 0 takes a free one (one an address family), logged."""
     resync_seconds: Annotated[float, Field(gt=0)] = 300
     """Seconds between full listings, +-20 %. They repair what a broken watch lost; 5 minutes is how
     long a loss may last, at a cost of one page of 500 objects per request."""
@@ -56,7 +59,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _lease_has_a_place(self) -> "Settings":
         if self.leader_election and not self.lease_namespace:
-            raise ValueError("leader_election needs lease_namespace (KTRDR_LEASE_NAMESPACE)")
+            raise ValueError("KTRDR_LEADER_ELECTION needs KTRDR_LEASE_NAMESPACE")
         return self
 
     def namespaces(self) -> tuple[str | None, ...]:

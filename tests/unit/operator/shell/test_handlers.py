@@ -1,0 +1,150 @@
+import asyncio
+from random import Random
+
+import kopf
+import pytest
+
+from ktrdr_client.cluster import Raw
+from ktrdr_operator.handlers import Handlers, is_ending, kopf_settings
+from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.session import WatchFilter
+from ktrdr_operator.store import JobKey, Store
+
+KEY = JobKey("ns", "j")
+
+
+def job(version: int = 1, *, uid: str = "u", **parts: Raw) -> Raw:
+    metadata = {"namespace": "ns", "name": "j", "uid": uid, "generation": 1}
+    metadata["resourceVersion"] = str(version)
+    metadata.update(parts.pop("metadata", {}))
+    return {"metadata": metadata, "spec": {}, "status": {}, **parts}
+
+
+def pod(phase: str = "Running", uid: str = "p") -> Raw:
+    labels = {"ktrdr.io/job": "j"}
+    metadata = {"namespace": "ns", "name": "j-1-0", "uid": uid, "labels": labels}
+    return {"metadata": metadata, "status": {"phase": phase}}
+
+
+def event(kind: str | None, obj: Raw) -> kopf.RawEvent:
+    return kopf.RawEvent(type=kind, object=obj)  # type: ignore[typeddict-item]
+
+
+class RecordingQueue(WorkQueue[JobKey]):
+    """The real queue, which also remembers what was added."""
+
+    def add(self, key: JobKey, *, urgent: bool = False) -> None:
+        super().add(key, urgent=urgent)
+        self.__dict__.setdefault("added", []).append(urgent)
+
+    def take(self) -> list[bool]:
+        """Urgency of each key added since the last call."""
+        return self.__dict__.pop("added", [])
+
+
+@pytest.fixture
+def queue() -> RecordingQueue:
+    return RecordingQueue(clock=lambda: 0.0, random=Random(0))  # noqa: S311 - not used here
+
+
+@pytest.fixture
+async def handlers(queue: RecordingQueue) -> Handlers:
+    store, metrics = Store(), Metrics()
+    watch_filter = WatchFilter(
+        store, metrics, lambda: 0.0, beat=lambda _: None, relisted=asyncio.Event()
+    )
+    return Handlers(store, queue, metrics, watch_filter)
+
+
+async def test_job_seen_first_is_stored_and_enqueued_once(handlers, queue) -> None:
+    await handlers.on_job(event(None, job()))
+    await handlers.on_job(event("ADDED", job()))
+    assert handlers.store.jobs[KEY] == job()
+    assert queue.take() == [False]
+
+
+async def test_job_whose_status_changes_is_enqueued_again(handlers, queue) -> None:
+    await handlers.on_job(event("ADDED", job()))
+    await handlers.on_job(event("MODIFIED", job(2, status={"phase": "Running"})))
+    await handlers.on_job(event("MODIFIED", job(3, status={"phase": "Running"})))
+    assert queue.take() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("wish", "urgent"),
+    [
+        (job(2, metadata={"generation": 2}, spec={"cancel": True}), True),
+        (job(2, metadata={"deletionTimestamp": "t"}), True),
+        (job(2, metadata={"generation": 2}), False),
+        (
+            job(2, metadata={"generation": 2}, spec={"cancel": True}, status={"completionTime": 1}),
+            False,
+        ),
+    ],
+)
+async def test_job_that_shall_end_is_urgent_until_it_has(handlers, queue, wish, urgent) -> None:
+    await handlers.on_job(event("ADDED", job()))
+    queue.take()
+    await handlers.on_job(event("MODIFIED", wish))
+    assert queue.take() == [urgent]
+
+
+async def test_job_deleted_is_dropped_and_urgent(handlers, queue) -> None:
+    await handlers.on_job(event("ADDED", job()))
+    await handlers.on_job(event("DELETED", job(2)))
+    assert handlers.store.jobs == {}
+    await handlers.on_job(event("ADDED", job()))
+    assert queue.take() == [False, True, False]
+
+
+async def test_job_deleted_late_spares_its_successor_of_the_same_name(handlers, queue) -> None:
+    await handlers.on_job(event("ADDED", job(5, uid="new")))
+    await handlers.on_job(event("DELETED", job(2)))
+    assert handlers.store.jobs[KEY]["metadata"]["uid"] == "new"
+
+
+async def test_job_event_older_than_our_own_write_keeps_the_newer_state(handlers, queue) -> None:
+    written = job(11, spec={"cancel": True}, status={"phase": "Pending"})
+    handlers.store.put_job(written)
+    await handlers.on_job(event("MODIFIED", job(9)))
+    assert handlers.store.jobs[KEY] == written
+    queue.take()
+    # The user's cancel came into the store with the answer to our write: it must still be acted on.
+    await handlers.on_job(event("MODIFIED", written))
+    assert queue.take() == [True]
+
+
+@pytest.mark.parametrize(
+    ("last", "spec", "urgent"),
+    [
+        (event("MODIFIED", pod("Failed")), {"cancel": True}, True),
+        (event("DELETED", pod()), {"cancel": True}, True),
+        (event("MODIFIED", pod()), {"cancel": True}, False),
+        (event("MODIFIED", pod("Failed")), {}, False),
+    ],
+)
+async def test_pod_end_is_urgent_when_awaited(handlers, last, spec, urgent) -> None:
+    handlers.store.put_job(job(spec=spec))
+    await handlers.on_pod(last)
+    assert handlers.queue.take() == [urgent]
+    assert (KEY in handlers.store.pods) == (last["type"] != "DELETED")
+
+
+async def test_pod_without_our_label_is_ignored(handlers, queue) -> None:
+    stranger = pod()
+    stranger["metadata"]["labels"] = {}
+    await handlers.on_pod(event("ADDED", stranger))
+    assert queue.take() == []
+
+
+def test_is_ending_of_unknown_job_is_false() -> None:
+    assert not is_ending(None)
+
+
+def test_kopf_settings_never_write_nor_scan() -> None:
+    settings = kopf_settings()
+    assert settings.scanning.disabled
+    assert settings.peering.standalone
+    assert not settings.posting.enabled
+    assert list(settings.watching.label_selectors.values()) == ["ktrdr.io/job"]
