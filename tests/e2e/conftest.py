@@ -21,11 +21,8 @@ from demo.place import (
     market_data,
 )
 from e2e.bad_bars import write_folders
-from e2e.workbench import Workbench
+from e2e.workbench import QUICK, Workbench
 from kube import Kube
-
-QUICK = ("--set=operator.imagePullGraceSeconds=3", "--set=operator.retryBackoff.baseSeconds=1")
-"""A production operator is more patient than a test should be."""
 
 
 @pytest.fixture(scope="session")

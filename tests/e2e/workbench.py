@@ -21,6 +21,9 @@ CHILD_KINDS = "pods,configmaps,serviceaccounts,roles,rolebindings"
 LONG = 60_000
 """Epochs of a run that must not end by itself: minutes, on any machine."""
 
+QUICK = ("--set=operator.imagePullGraceSeconds=3", "--set=operator.retryBackoff.baseSeconds=1")
+"""A production operator is more patient than a test should be."""
+
 
 def strategy(**training: Any) -> str:
     """The shipped test strategy with other training values."""

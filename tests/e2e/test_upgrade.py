@@ -1,0 +1,88 @@
+"""Install, upgrade and uninstall the chart under running jobs.
+
+Last, because it changes the release: the modules of this tier run in the order of their names.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.console import run
+from demo.place import RELEASE, ROOT, SYSTEM_NAMESPACE, cluster_script, install
+from e2e.workbench import LONG, QUICK, RESOURCE, Workbench, strategy, true_conditions
+
+DEPLOYMENT = f"{RELEASE}-operator"
+
+
+@pytest.fixture
+def release(bench: Workbench) -> Iterator[Workbench]:
+    """Whatever a test does to the release, the next one finds it as before."""
+    yield bench
+    install(bench.place, *QUICK)
+
+
+def _helm(bench: Workbench, *words: str) -> str:
+    where = (f"--kubeconfig={bench.kube.kubeconfig}", f"--namespace={SYSTEM_NAMESPACE}")
+    return run("helm", *words, *where, env=bench.kube.environment).decode()
+
+
+def test_upgrade_replaces_the_operator_and_no_job_notices(release: Workbench) -> None:
+    name = "through-upgrade"
+    release.start(name, strategy(epochs=1500))
+    release.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
+
+    install(release.place, *QUICK, "--set=operator.workers=8")
+
+    system = release.place.namespaced(SYSTEM_NAMESPACE)
+    container = system.get("deployment", DEPLOYMENT)["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "KTRDR_WORKERS", "value": "8"} in container["env"]
+    status = release.finished(name)
+    assert true_conditions(status) == {"Complete", "Finished"}
+    assert (status["attempt"], status["retries"]) == (1, 0)
+    release.remove(name)
+
+
+def test_uninstall_keeps_jobs_and_a_new_install_goes_on_with_them(release: Workbench) -> None:
+    keep, drop = "kept", "deleted-alone"
+    for name in (keep, drop):
+        release.start(name, strategy(epochs=LONG))
+    for name in (keep, drop):
+        release.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
+
+    _helm(release, "uninstall", RELEASE, "--wait")
+
+    assert release.kube.get(RESOURCE, keep)["status"]["phase"] == "Running"
+    release.remove(drop)  # without an operator: the garbage collector does it
+    release.cancel(keep)
+    install(release.place, *QUICK)
+    status = release.finished(keep)
+    assert true_conditions(status) == {"Failed", "Cancelled", "Finished"}
+    assert status["cancellation"]["checkpoint"]["digest"]
+    release.remove(keep)
+
+
+@pytest.mark.timeout(600)
+def test_operator_from_the_built_image_runs_a_job(release: Workbench, tmp_path: Path) -> None:
+    archive = tmp_path / "operator.tar"
+    subprocess.run(
+        [ROOT / "tests/cluster/images.sh", "operator", archive],
+        check=True,
+        env=dict(release.kube.environment),
+    )
+    cluster_script("load", archive)
+
+    install(release.place, *QUICK, "--set=image.tag=built")
+
+    system = release.place.namespaced(SYSTEM_NAMESPACE)
+    answer = json.loads(
+        system.run("get", "pods", "-lapp.kubernetes.io/component=operator", "-ojson")
+    )
+    live = [pod for pod in answer["items"] if "deletionTimestamp" not in pod["metadata"]]
+    assert [pod["spec"]["containers"][0]["image"] for pod in live] == ["ktrdr.io/operator:built"]
+    name = "by-built-image"
+    release.start(name, strategy(epochs=1))
+    assert true_conditions(release.finished(name)) == {"Complete", "Finished"}
+    release.remove(name)
