@@ -3,10 +3,9 @@
 Called by `prepare.py`; a saved model reads its own again with `Scaling.from_json`.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -48,14 +47,14 @@ class Scaling:
             matrix[:, place] = scaling.applied(column)
         return matrix
 
-    def to_json(self) -> str:
-        """Text from which `from_json` makes an equal object."""
-        return json.dumps([asdict(column) for column in self.columns], allow_nan=False)
+    def to_json(self) -> list[dict[str, str | float]]:
+        """Plain values for a JSON file, from which `from_json` makes an equal object."""
+        return [asdict(column) for column in self.columns]
 
     @classmethod
-    def from_json(cls, text: str) -> "Scaling":
-        """Read what `to_json` wrote."""
-        return cls(tuple(ColumnScaling(**column) for column in json.loads(text)))
+    def from_json(cls, columns: Sequence[Mapping[str, Any]]) -> "Scaling":
+        """Read what `to_json` gave."""
+        return cls(tuple(ColumnScaling(**column) for column in columns))
 
 
 def fit(

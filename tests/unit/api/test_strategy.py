@@ -1,0 +1,180 @@
+"""The grammar of strategies: what is read, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ktrdr_api.errors import StrategyError
+from ktrdr_api.strategy import Strategy, parse_strategy, strategy_digest, with_overrides
+
+VALID = """
+name: valid
+version: "3.0"
+training_data:
+  symbols: {mode: multi_symbol, list: [BTC, NO]}
+  timeframes: {mode: multi_timeframe, list: [1h, 1d], base_timeframe: 1h}
+  date_range: {start: 2017-10-01, end: "2019-10-01"}
+indicators:
+  rsi_14: {type: rsi}
+  macd_std: {type: macd}
+fuzzy_sets:
+  rsi_zone:
+    indicator: rsi_14
+    low: {type: gaussian, parameters: [30, 15]}
+    mid: [30, 50, 70]
+nn_inputs:
+- {fuzzy_set: rsi_zone, timeframes: all}
+- {raw_indicator: macd_std.line, timeframes: [1d], normalization: zscore}
+model: {type: mlp}
+training:
+  labels: {source: zigzag, zigzag_threshold: 2e-2}
+  learning_rate: 1e-3
+"""
+
+
+def parse(*changes: tuple[str, str]) -> Strategy:
+    text = VALID
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return parse_strategy(text, source="s.yaml")
+
+
+def test_parse_strategy_valid_reads_values_and_defaults() -> None:
+    strategy = parse()
+    assert (strategy.symbols, strategy.timeframes) == (("BTC", "NO"), ("1h", "1d"))
+    assert (strategy.base_timeframe, str(strategy.training_data.date_range.start)) == (
+        "1h",
+        "2017-10-01",
+    )
+    training = strategy.training
+    assert (training.learning_rate, training.labels.zigzag_threshold) == (0.001, 0.02)
+    assert (training.epochs, training.batch_size, training.seed) == (100, 32, 42)
+    assert (training.gradient_clip, training.early_stopping.enabled) == (None, False)
+    assert strategy.model.architecture.hidden_layers == (64, 32)
+    assert strategy.warnings() == []
+
+
+def test_features_stand_in_the_order_of_inputs_timeframes_memberships() -> None:
+    assert [feature.id for feature in parse().features()] == [
+        "1h_rsi_zone_low",
+        "1h_rsi_zone_mid",
+        "1d_rsi_zone_low",
+        "1d_rsi_zone_mid",
+        "1d_macd_std.line_raw",
+    ]
+
+
+def test_warnings_name_what_nothing_uses() -> None:
+    strategy = parse(
+        ("macd_std: {type: macd}", "macd_std: {type: macd}\n  spare: {type: obv}"),
+        ("fuzzy_sets:", "fuzzy_sets:\n  odd: {indicator: rsi_14, x: [1, 2, 3]}"),
+    )
+    assert strategy.warnings() == [
+        "indicators.spare: nothing uses it",
+        "fuzzy_sets.odd: no nn_input uses it",
+    ]
+
+
+def test_early_stopping_written_down_is_enabled_unless_it_says_not() -> None:
+    written = parse(("learning_rate: 1e-3", "early_stopping: {patience: 3}"))
+    off = parse(("learning_rate: 1e-3", "early_stopping: {enabled: false}"))
+    assert written.training.early_stopping.enabled is True
+    assert off.training.early_stopping.enabled is False
+
+
+REFUSALS = yaml.safe_load((Path(__file__).parent / "strategy_refusals.yaml").read_text())
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case["want"].partition(": ")[0])
+def test_parse_strategy_refuses_by_path_with_what_is_allowed(case: dict[str, str]) -> None:
+    with pytest.raises(StrategyError) as refused:
+        parse((case["old"], case["new"]))
+    assert str(refused.value) == f"s.yaml: {case['want']}"
+    assert refused.value.path == case["want"].partition(": ")[0]
+
+
+def test_parse_strategy_lists_every_problem_of_the_file() -> None:
+    with pytest.raises(StrategyError) as refused:
+        parse(("{type: rsi}", "{type: rsi, x: 1}"), ("{type: mlp}", "{type: gru}"), ("1e-3", "-1"))
+    assert [path for path, _ in refused.value.problems] == [
+        "indicators.rsi_14.x",
+        "model.type",
+        "training.learning_rate",
+    ]
+
+
+def test_parse_strategy_wrong_everywhere_is_told_shortly() -> None:
+    many = "\n".join(f"k{number}: 1" for number in range(500))
+    with pytest.raises(StrategyError) as refused:
+        parse(("model: {type: mlp}", f"model: {{type: mlp}}\n{many}"))
+    lines = str(refused.value).splitlines()
+    assert (len(lines), lines[-1]) == (101, "s.yaml: and 400 more problems")
+
+
+def test_parse_strategy_list_of_indicators_is_an_old_format() -> None:
+    with pytest.raises(StrategyError, match="format v1 or v2 is not read; write v3"):
+        parse_strategy("name: old\nindicators:\n- {name: rsi, period: 14}\n")
+
+
+def test_parse_strategy_beyond_the_limit_is_refused_unread() -> None:
+    with pytest.raises(StrategyError, match=r"\(file\): 65537 bytes; at most 65536 are read"):
+        parse_strategy("#" * 65_537)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "null", "- a", "text"])
+def test_parse_strategy_not_a_map_is_refused(text: str) -> None:
+    with pytest.raises(StrategyError, match=r"strategy: \(file\): not a map; begin with"):
+        parse_strategy(text)
+
+
+def test_parse_strategy_not_yaml_says_line_and_column() -> None:
+    with pytest.raises(StrategyError) as refused:
+        parse_strategy("name: x\nversion: [\n  a: b: c\n")
+    assert str(refused.value).startswith("strategy: (file): not valid YAML: line 3, column 7: ")
+
+
+def test_with_overrides_replaces_only_what_is_given() -> None:
+    strategy = parse()
+    got = with_overrides(strategy, symbols=["ETH"], start="2018-01-01")
+    assert (got.symbols, got.timeframes) == (("ETH",), ("1h", "1d"))
+    assert str(got.training_data.date_range.start) == "2018-01-01"
+    assert got.training_data.date_range.end == strategy.training_data.date_range.end
+    assert with_overrides(strategy) == strategy
+
+
+@pytest.mark.parametrize(
+    ("timeframes", "base"), [(["1d", "1h"], "1h"), (["1d", "4h"], "4h"), (["1d"], "1d")]
+)
+def test_with_overrides_keeps_the_base_if_listed_else_takes_the_shortest(
+    timeframes: list[str], base: str
+) -> None:
+    got = with_overrides(parse(), timeframes=timeframes)
+    assert (list(got.timeframes), got.base_timeframe) == (timeframes, base)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path"),
+    [
+        ({"symbols": []}, "training_data.symbols.list"),
+        ({"symbols": ["../etc"]}, "training_data.symbols.symbol"),
+        ({"timeframes": ["2h"]}, "training_data.timeframes.timeframe"),
+        ({"timeframes": ["2h", "3h"]}, "training_data.timeframes.list.0"),
+        ({"timeframes": ["1h"]}, "nn_inputs.1.timeframes"),
+        ({"start": "2020-01-01"}, "training_data.date_range"),
+        ({"end": "soon"}, "training_data.date_range.end"),
+    ],
+)
+def test_with_overrides_invalid_result_is_refused(
+    overrides: dict[str, list[str]], path: str
+) -> None:
+    with pytest.raises(StrategyError, match="strategy with the request's overrides: ") as refused:
+        with_overrides(parse(), **overrides)  # type: ignore[arg-type]  # mixed on purpose
+    assert refused.value.path == path
+
+
+def test_strategy_digest_is_that_of_sha256sum() -> None:
+    # printf 'name: grün\n' | sha256sum
+    want = "9b52810761deb022650127c4e40c72cd97ddef5f2a1f285a82633d38e864577f"
+    assert strategy_digest("name: grün\n") == want

@@ -1,0 +1,69 @@
+"""The reader of hand-written YAML: plain values as people mean them, and nothing dangerous."""
+
+import math
+
+import pytest
+
+from ktrdr_api.strict_yaml import YamlError, load
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("NO", "NO"),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        ("1e-3", 0.001),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-7", -7),
+        ("012", 12),
+        ("1_000", "1_000"),
+        ("0x10", "0x10"),
+        ("1:30", "1:30"),
+        ("2019-10-01", "2019-10-01"),
+        ("'3'", "3"),
+        ('"null"', "null"),
+        ("-.inf", -math.inf),
+        ("[1, [a]]", (1, ("a",))),
+        ("{a: {b: []}}", {"a": {"b": ()}}),
+        ("a: |\n  x\n  y\n", {"a": "x\ny\n"}),
+        ("", None),
+    ],
+)
+def test_load_reads_plain_values_as_meant(text: str, want: object) -> None:
+    assert load(text) == want
+
+
+BILLION_LAUGHS = "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+NO_ALIASES = "anchors and aliases (&, *) are not read; write the value out"
+NO_TAGS = "tags (!) are not read; write a plain value"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (BILLION_LAUGHS, f"line 1, column 4: {NO_ALIASES}"),
+        ("a: *b", f"line 1, column 4: {NO_ALIASES}"),
+        ("a: !!python/object:os.system x", f"line 1, column 4: {NO_TAGS}"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: key 'a' stands here twice; keep one"),
+        ("1: a", "line 1, column 1: key 1 is not text; put it in quotes"),
+        ("? [a]\n: b", "line 1, column 3: key ('a',) is not text; put it in quotes"),
+        ("a: 1\n---\nb: 1", "line 2, column 1: a second document; write one a file"),
+        ("[" * 30_000, "line 1, column 17: nested deeper than 16"),
+        ("a: [1", "line 1, column 6: expected ',' or ']', but got '<stream end>'"),
+        ("a:\n\t- b", "line 2, column 1: found character '\\t' that cannot start any token"),
+    ],
+)
+def test_load_refuses_with_line_column_and_remedy(text: str, want: str) -> None:
+    with pytest.raises(YamlError) as refused:
+        load(text)
+    assert str(refused.value) == want
+
+
+def test_load_control_character_is_refused() -> None:
+    with pytest.raises(YamlError, match="unacceptable character #x0007"):
+        load("a: \x07")
