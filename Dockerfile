@@ -23,6 +23,8 @@ LABEL org.opencontainers.image.title="ktrdr operator" \
       org.opencontainers.image.description="Runs TrainingJobs on Kubernetes" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
+# Programs that ask who they are (getpass, for one) fail for a user without an entry.
+RUN echo "ktrdr:x:10001:10001::/tmp:/usr/sbin/nologin" >> /etc/passwd
 COPY --from=build /opt/ktrdr /opt/ktrdr
 ENV PATH=/opt/ktrdr/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
