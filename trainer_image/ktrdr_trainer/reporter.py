@@ -109,7 +109,7 @@ class Reporter:
         self._backoff_until = self._hold_until = float("-inf")
         self._failures = 0
         self._sent: Progress | None = None
-        self._logged: tuple[Stage, int] | None = None
+        self._logged: tuple[Stage, int, str] | None = None
         self._forecast = Forecast()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         stops.on_ask(self._at_once)
@@ -189,6 +189,8 @@ class Reporter:
             stage = Stage.CANCELLING
         else:
             stage = loop.stage if loop else Stage.PREPARING
+            if stage is Stage.CANCELLING:  # the loop has stopped, but nobody cancelled the job
+                stage = Stage.TRAINING
         remaining = self._forecast.remaining_seconds(loop, self._looked_at) if loop else None
         return progress_of(
             view, loop, stage=stage, remaining_seconds=remaining, now=self._clock.now()
@@ -230,8 +232,8 @@ class Reporter:
             self._hold_until = now + error.retry_after_seconds
 
     def _log(self, progress: Progress) -> None:
-        """One line a stage and a line an epoch, as often as we look."""
-        now = (progress.stage, progress.current_epoch)
+        """One line a stage, an epoch, or a word of the run's own, as often as we look."""
+        now = (progress.stage, progress.current_epoch, self._view.message)
         if now == self._logged:
             return
         self._logged = now
@@ -241,8 +243,5 @@ class Reporter:
             include={"stage", "percentage", "current_epoch", "total_epochs", "step"},
         )
         metrics = {metric.name: metric.value for metric in progress.metrics}
-        text = " ".join(f"{name}={value}" for name, value in metrics.items())
-        LOGGER.info(
-            "%s: %s %s", progress.stage, progress.message, text,
-            extra={"fields": {**fields, "metrics": metrics}},
-        )  # fmt: skip
+        words = [f"{progress.stage}: {progress.message}", *map("=".join, metrics.items())]
+        LOGGER.info(" ".join(words), extra={"fields": {**fields, "metrics": metrics}})

@@ -1,0 +1,208 @@
+"""One run, from the request to the exit code: reading, training, reporting, the last word.
+
+Called by `__main__`. The threads around the training (signals, cancel watch, reporter) start here;
+what needs torch is in `training`, imported once the data are read, because importing torch takes
+longer than all of this.
+"""
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM, Signals
+
+from ktrdr_api.errors import BadRequestError, CancellationError, KtrdrError, TemporaryError
+from ktrdr_api.run_contract import Outcome, RunRequest, RunResult
+from ktrdr_trainer import logs, result
+from ktrdr_trainer.artifact_folder import find_finished
+from ktrdr_trainer.cluster_job import ClusterJob
+from ktrdr_trainer.kube import KubeClient
+from ktrdr_trainer.logs import LOGGER
+from ktrdr_trainer.progress import RunView
+from ktrdr_trainer.reporter import FileSink, NoSink, Pace, Reporter, Sink
+from ktrdr_trainer.request import PlacedRequest, read_strategy
+from ktrdr_trainer.runtime import Runtime, listen
+from ktrdr_trainer.slot import Clock, ProgressSlot, system_clock
+from ktrdr_trainer.stop import StopToken
+from ktrdr_trainer.stopping import StopReason, StopRequests
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What every step of one run works with.
+
+    Attributes:
+        request: What was asked.
+        stops: Who asked to stop.
+        slot: Where the loop leaves its progress.
+        reporter: Told what the loop does not know: preparation, checkpoints.
+        clock: Time.
+        wait_for_torch: Returns once torch is imported.
+    """
+
+    request: RunRequest
+    stops: StopRequests
+    slot: ProgressSlot
+    reporter: Reporter
+    clock: Clock
+    wait_for_torch: Callable[[], None]
+
+    @property
+    def output(self) -> Path:
+        """The output folder."""
+        return Path(self.request.output_folder)
+
+
+def run(
+    read: Callable[[], PlacedRequest],
+    runtime: Runtime,
+    *,
+    signals: int,
+    wait_for_torch: Callable[[], None],
+) -> int:
+    """Do what a request asks; never raises for what can go wrong with it.
+
+    Args:
+        read: Reads the request; raises KtrdrError.
+        runtime: What surrounds the process.
+        signals: From `runtime.catch_signals`.
+        wait_for_torch: From `runtime.import_in_thread`.
+
+    Returns:
+        The exit code, see `run_contract.ExitCode`.
+    """
+    stops = StopRequests(StopToken())
+    listen(signals, lambda number: stops.ask(_reason_of(number)))
+    logs.set_up()
+    try:
+        placed = read()
+        sink, job = _reporting(placed.request, runtime, stops)
+    except KtrdrError as error:
+        LOGGER.error("%s", error)
+        last = result.failed(None, error)
+        result.tell_kubelet(last, runtime.termination_log)
+        return last.exit_code
+    request = placed.request
+    logs.set_up(_log_context(request))
+    clock, slot = system_clock(), ProgressSlot()
+    reporter = Reporter(
+        slot,
+        RunView(attempt=request.attempt, pod_uid=runtime.pod_uid),
+        sink=sink,
+        stops=stops,
+        clock=clock,
+        pace=Pace(period_seconds=request.progress_period_seconds),
+    )
+    reporter.start()
+    if job is not None:
+        job.start_watch()
+    context = RunContext(request, stops, slot, reporter, clock, wait_for_torch)
+    return _ended(context, _attempted(placed, context), runtime).exit_code
+
+
+def _attempted(placed: PlacedRequest, context: RunContext) -> RunResult:
+    """The result, whatever happens. An error that we know is one message, without a traceback."""
+    request, began = context.request, context.clock.monotonic()
+    try:
+        last = _work(placed, context)
+    except CancellationError:
+        last = result.stopped(request, context.stops)
+    except KtrdrError as error:
+        last = result.failed(request, error)
+    except MemoryError:
+        text = "out of memory: raise the memory limit, or use less data or a smaller batch_size"
+        last = result.failed(request, KtrdrError(text))
+    except OSError as error:
+        LOGGER.debug("System error", exc_info=True)
+        last = result.failed(request, _temporary(error))
+    except Exception as error:
+        LOGGER.exception("The trainer has a defect, or its surroundings have")
+        last = result.failed(request, error)
+    seconds = round(context.clock.monotonic() - began)
+    return last.model_copy(update={"duration_seconds": last.duration_seconds or seconds})
+
+
+def _work(placed: PlacedRequest, context: RunContext) -> RunResult:
+    source = read_strategy(placed)
+    for warning in source.strategy.warnings():
+        LOGGER.warning("%s", warning)
+    stored = find_finished(context.output, context.request.job.uid, strategy=source.strategy.name)
+    if stored is not None:
+        LOGGER.info("An earlier attempt has stored the model already: %s", stored.path)
+        return result.of_stored_model(context.request, stored)
+    # Imported late: the pipeline imports pandas, `training` imports torch, which loads meanwhile.
+    from ktrdr_trainer.pipeline.prepare import prepare
+
+    stages = {"load": ("Reading market data", 0.0), "features": ("Computing features", 0.5)}
+
+    def on_stage(name: str) -> None:
+        message, prepared = stages[name]
+        context.reporter.update(message=message, prepared=prepared, urgent=True)
+
+    dataset = prepare(
+        source.strategy,
+        Path(context.request.data_folder),
+        check_stop=context.stops.token.raise_if_cancelled,
+        on_stage=on_stage,
+    )
+    context.reporter.update(message="", prepared=1.0)
+    context.wait_for_torch()
+    from ktrdr_trainer.training import train_and_store
+
+    return train_and_store(context, source, dataset)
+
+
+def _ended(context: RunContext, last: RunResult, runtime: Runtime) -> RunResult:
+    """Store the result, send the last report, and take in what its answer tells."""
+    stops = context.stops
+    _store(context, last, runtime)
+    level = LOGGER.error if last.outcome is Outcome.FAILED else LOGGER.info
+    level("%s: %s", last.outcome, last.message, extra={"fields": {"exitCode": last.exit_code}})
+    context.reporter.close(message=last.message, done=last.outcome is Outcome.SUCCEEDED)
+    final = result.settled(last, stops)
+    if final != last:
+        _store(context, final, runtime)
+    return final
+
+
+def _store(context: RunContext, last: RunResult, runtime: Runtime) -> None:
+    if context.stops.superseded:  # the output folder is the later attempt's
+        result.tell_kubelet(last, runtime.termination_log)
+    else:
+        result.store(last, request=context.request, termination_log=runtime.termination_log)
+
+
+def _reporting(
+    request: RunRequest, runtime: Runtime, stops: StopRequests
+) -> tuple[Sink, ClusterJob | None]:
+    if request.reporting == "file":
+        return FileSink(Path(request.output_folder)), None
+    if request.reporting == "none":
+        return NoSink(), None
+    if runtime.api is None:
+        raise BadRequestError(
+            "reporting is kubernetes, but this is no pod (KUBERNETES_SERVICE_HOST is not set); "
+            "use reporting file or none"
+        )
+    client = KubeClient(runtime.api)
+    job = ClusterJob(client, request.job, attempt=request.attempt, stops=stops)
+    return job, job
+
+
+def _log_context(request: RunRequest) -> dict[str, object]:
+    job = request.job
+    return {
+        "namespace": job.namespace,
+        "job": job.name,
+        "uid": job.uid,
+        "attempt": request.attempt,
+    }
+
+
+def _reason_of(number: Signals) -> StopReason:
+    return StopReason.SIGTERM if number is SIGTERM else StopReason.INTERRUPT
+
+
+def _temporary(error: OSError) -> TemporaryError:
+    remedy = "; free space there, or enlarge the volume" if error.errno == errno.ENOSPC else ""
+    return TemporaryError(f"{error.filename or 'system'}: {error.strerror or error}{remedy}")
