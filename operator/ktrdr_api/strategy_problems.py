@@ -52,7 +52,7 @@ def _problem(details: ErrorDetails, schema: dict[str, Any]) -> Problem:
             text = str(context["error"])
         case _:
             text = f"{_plain(details['msg'])}, got {_shown(details)}"
-    return ".".join(keys), text
+    return ".".join(map(_shown_key, keys)), text
 
 
 def _walk(schema: dict[str, Any], loc: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
@@ -110,6 +110,11 @@ def _plain(text: str) -> str:
     return text.replace("a valid tuple", "a list").replace(" after validation", "")
 
 
+def _shown_key(key: str) -> str:
+    """The key as it is, or escaped and cut where it could upset a terminal or a log."""
+    return key if re.fullmatch(r"[\w-]{1,63}", key, re.ASCII) else ascii(key[:63])
+
+
 def _shown(details: ErrorDetails) -> str:
-    text = repr(details["input"])
+    text = ascii(details["input"])
     return text if len(text) <= 60 else text[:57] + "..."

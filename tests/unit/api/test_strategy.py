@@ -1,9 +1,12 @@
 """The grammar of strategies: what is read, what is refused, and in which words."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ktrdr_api.errors import StrategyError
 from ktrdr_api.strategy import Strategy, parse_strategy, strategy_digest, with_overrides
@@ -178,3 +181,28 @@ def test_strategy_digest_is_that_of_sha256sum() -> None:
     # printf 'name: grün\n' | sha256sum
     want = "9b52810761deb022650127c4e40c72cd97ddef5f2a1f285a82633d38e864577f"
     assert strategy_digest("name: grün\n") == want
+
+
+ANYTHING = st.sampled_from(
+    [
+        *("", "3", "-1", "1e999", ".nan", "true", "~", "[]", "{}", "[1, [2]]", "{a: {b: 1}}", "x"),
+        *("'", '"', "{", "]", ":", "- ", "\t", "\n", "\x00", "\ud800", "*a", "&a 1", "!!int x"),
+        *('"\\e[31m"', '"\\uD800"', "9" * 5000),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), new=ANYTHING | st.text(max_size=20))
+def test_parse_strategy_of_any_edit_gives_a_strategy_or_its_problems(
+    data: st.DataObject, new: str
+) -> None:
+    words = re.split(r"([\s,:\[\]{}]+)", VALID)
+    place = data.draw(st.integers(0, len(words) - 1))
+    words[place] = new
+    try:
+        told = " ".join(feature.id for feature in parse_strategy("".join(words)).features())
+    except StrategyError as refused:
+        told = str(refused).replace("\n", " ")
+    assert told
+    assert told.isprintable()
