@@ -2,13 +2,14 @@
 
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from demo.claims import files_pod
-from demo.console import DemoError, run_aloud
+from demo.console import DemoError, run
 from demo.place import MODELS_CLAIM, ROOT, SYSTEM_NAMESPACE, Place
 from kube import Raw
 
@@ -16,7 +17,7 @@ EXAMPLES = Path("docs/examples")
 JOBS = ("first-job", "cancel-me", "delete-me")
 CANCEL = """kubectl patch ktj cancel-me --type=merge -p '{"spec":{"cancel":true}}'"""
 HALF_WAY = 50
-UNDER_WAY = 10
+UNDER_WAY = 7
 
 
 def tell(place: Place) -> None:
@@ -76,7 +77,6 @@ def _cancel(place: Place) -> None:
         raise DemoError(_why(place, "cancel-me"))
     place.console.say(f"{_status(place, 'cancel-me')['message']} ({seconds:.1f} s after the patch)")
     _show(place, "kubectl get ktj cancel-me -o jsonpath='{.status.cancellation}'")
-    place.console.say("")
 
 
 def _delete(place: Place) -> None:
@@ -110,24 +110,40 @@ def _show(place: Place, command: str) -> None:
     """Show a kubectl command as a user types it, and run exactly that in the demo's namespace."""
     place.console.command(command)
     words = shlex.split(command)
-    where = (f"--kubeconfig={place.kube.kubeconfig}", f"--namespace={place.kube.namespace}")
     paths = [str(ROOT / w) if w.startswith(str(EXAMPLES)) else w for w in words[1:]]
-    run_aloud(words[0], *where, *paths, env=place.kube.environment)
+    place.console.say(
+        run(words[0], *_where(place), *paths, env=place.kube.environment).decode().rstrip()
+    )
+
+
+def _where(place: Place) -> tuple[str, str]:
+    return (f"--kubeconfig={place.kube.kubeconfig}", f"--namespace={place.kube.namespace}")
 
 
 @contextmanager
 def _watching(place: Place, job: str) -> Iterator[None]:
     """`kubectl get -w` in the background: its lines are the progress that the person sees."""
     place.console.command(f"kubectl get ktj {job} -w")
-    where = (f"--kubeconfig={place.kube.kubeconfig}", f"--namespace={place.kube.namespace}")
-    command = ["kubectl", *where, "get", "trainingjobs.ktrdr.io", job, "-w"]
-    watcher = subprocess.Popen(command, env=dict(place.kube.environment))
+    command = ["kubectl", *_where(place), "get", "trainingjobs.ktrdr.io", job, "-w"]
+    watcher = subprocess.Popen(
+        command, env=dict(place.kube.environment), stdout=subprocess.PIPE, text=True
+    )
+    # Whole lines only: kubectl writes a row in pieces, and other output would come between them.
+    printer = threading.Thread(target=_print_lines, args=(place, watcher))
+    printer.start()
     try:
         yield
         time.sleep(0.5)  # the watch is a little behind; its last line is the interesting one
     finally:
         watcher.terminate()
         watcher.wait()
+        printer.join()
+
+
+def _print_lines(place: Place, watcher: subprocess.Popen[str]) -> None:
+    if watcher.stdout is not None:
+        for line in watcher.stdout:
+            place.console.say(line.rstrip())
 
 
 def _status(place: Place, job: str) -> Raw:

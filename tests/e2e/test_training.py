@@ -75,14 +75,21 @@ def test_stored_model_reloads_and_reproduces_its_recorded_test_metrics(trained: 
     artifact = trained.bench.status(trained.name)["result"]["artifact"]["path"]
     recorded = json.loads(trained.bench.files.run("cat", f"/output/{artifact}/metrics.json"))
 
-    again = json.loads(
-        trained.bench.files.run(
-            *("python", "-m", "ktrdr_trainer", "evaluate"),
-            *("--model", f"/output/{artifact}", "--data", "/data"),
-        )
+    command = (
+        "python",
+        "-m",
+        "ktrdr_trainer",
+        "evaluate",
+        f"/output/{artifact}",
+        "--data",
+        "/data",
     )
+    report = json.loads(trained.bench.files.run(*command))
 
-    assert again == recorded["test_metrics"]
+    assert report["identical"], report
+    assert report["testRows"] > 0
+    compared = {name: pair["recorded"] for name, pair in report["metrics"].items()}
+    assert compared == recorded["test_metrics"]
 
 
 def test_twenty_identical_applies_change_nothing(trained: Trained) -> None:
