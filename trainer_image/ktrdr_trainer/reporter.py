@@ -148,7 +148,8 @@ class Reporter:
             closing = self._closed_at is not None  # before looking, so the last value is in it
             self._looked_at = time.monotonic()
             progress = self._look()
-            self._log(progress)
+            if not closing:  # the last words are in the log already
+                self._log(progress)
             delivered = self._is_known(progress) or self._send(progress)
             if closing and (delivered or time.monotonic() >= self._deadline()):
                 break
