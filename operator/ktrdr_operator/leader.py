@@ -97,8 +97,8 @@ class Leader:
         try:
             lease = await self.cluster.get(LEASES, self.namespace, LEASE_NAME)
             if lease is None:
-                self._see(await self.cluster.create(LEASES, self._wanted(None, self.identity)))
-                return True
+                # Empty: what a create sets, no later apply could take away.
+                lease = await self.cluster.create(LEASES, self._empty())
             self._see(lease)
             if self._taken() and self.clock() < self._observed_at + LEASE_SECONDS:
                 return False
@@ -114,25 +114,28 @@ class Leader:
         if lease["spec"] != self._observed:
             self._observed, self._observed_at = lease["spec"], self.clock()
 
-    def _wanted(self, lease: Raw | None, holder: str | None) -> Raw:
-        """The Lease with this holder; the resource version lets only one of two writers win."""
-        spec = lease["spec"] if lease else {}
-        now = self.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
-        keeps = spec.get("holderIdentity") == holder
-        follows = lease is not None and holder is not None and not keeps
-        wanted: Raw = {
+    def _empty(self) -> Raw:
+        return {
             "apiVersion": LEASES.api_version,
             "kind": LEASES.kind,
             "metadata": {"namespace": self.namespace, "name": LEASE_NAME},
-            "spec": {
-                "leaseDurationSeconds": LEASE_SECONDS,
-                "acquireTime": spec["acquireTime"] if keeps else now,
-                "renewTime": now,
-                "leaseTransitions": spec.get("leaseTransitions", 0) + int(follows),
-            },
+            "spec": {},
+        }
+
+    def _wanted(self, lease: Raw, holder: str | None) -> Raw:
+        """The Lease with this holder; the resource version lets only one of two writers win."""
+        spec = lease["spec"]
+        now = self.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
+        keeps = spec.get("holderIdentity") == holder
+        follows = "renewTime" in spec and holder is not None and not keeps
+        wanted = self._empty()
+        wanted["metadata"]["resourceVersion"] = lease["metadata"]["resourceVersion"]
+        wanted["spec"] = {
+            "leaseDurationSeconds": LEASE_SECONDS,
+            "acquireTime": spec["acquireTime"] if keeps else now,
+            "renewTime": now,
+            "leaseTransitions": spec.get("leaseTransitions", 0) + int(follows),
         }
         if holder is not None:
             wanted["spec"]["holderIdentity"] = holder
-        if lease is not None:
-            wanted["metadata"]["resourceVersion"] = lease["metadata"]["resourceVersion"]
         return wanted

@@ -214,3 +214,38 @@ async def test_cluster_without_server_raises_unreachable(unused_tcp_port: int) -
 async def test_cluster_connect_with_missing_kubeconfig_names_the_file(tmp_path) -> None:
     with pytest.raises(Unreachable, match=r"nowhere\.yaml"):
         await Cluster.connect(kubeconfig=tmp_path / "nowhere.yaml")
+
+
+async def test_cluster_status_apply_to_successor_of_same_name_conflicts_unwritten() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.method == "GET"
+        return web.json_response({"metadata": {"uid": "new", "resourceVersion": "1"}})
+
+    obj = {"metadata": {"namespace": "ns", "name": "j", "uid": "old"}, "status": {}}
+    async with serving(handler) as (cluster, _):
+        with pytest.raises(Conflict, match="another TrainingJob"):
+            await cluster.apply(TRAINING_JOBS, obj, subresource="status")
+
+
+async def test_cluster_status_apply_amid_progress_reads_again_and_gives_up_at_last() -> None:
+    versions: list[str] = []
+    busy = 3
+
+    async def handler(request: web.Request) -> web.Response:
+        if request.method == "GET":
+            version = str(len(versions))
+            return web.json_response({"metadata": {"uid": "u", "resourceVersion": version}})
+        body = await request.json()
+        versions.append(body["metadata"]["resourceVersion"])
+        if len(versions) <= busy:
+            return refusal(409, "Conflict", "the object has been modified")
+        return web.json_response(body)
+
+    obj = {"metadata": {"namespace": "ns", "name": "j", "uid": "u"}, "status": {}}
+    async with serving(handler) as (cluster, _):
+        await cluster.apply(TRAINING_JOBS, obj, subresource="status")
+        assert versions == ["0", "1", "2", "3"]
+        assert "resourceVersion" not in obj["metadata"]
+        busy = 99
+        with pytest.raises(Conflict):
+            await cluster.apply(TRAINING_JOBS, obj, subresource="status")
