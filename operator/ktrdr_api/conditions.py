@@ -1,7 +1,7 @@
 """Condition types, and every reason that can stand in one: the vocabulary of `kubectl describe`.
 
-Used by the operator's policies and by the documentation (`docs/reference/conditions.md` is generated
-from this module). A reason is API: scripts and alerts match on it.
+Used by the operator's policies and by the documentation (`docs/reference/conditions.md` is
+generated from this module). A reason is API: scripts and alerts match on it.
 """
 
 from enum import StrEnum
