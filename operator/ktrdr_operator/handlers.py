@@ -37,17 +37,6 @@ def fingerprint(job: Raw) -> int:
     return hash((parts, json.dumps(job.get("status"), sort_keys=True)))
 
 
-def is_older(raw: Raw, known: Raw | None) -> bool:
-    """Whether the store already has a newer state, from the answer to a write of our own.
-
-    Source: resource versions of one object are comparable as numbers since Kubernetes 1.35
-    (KEP-5504), and were so before with etcd.
-    """
-    if known is None or known["metadata"]["uid"] != raw["metadata"]["uid"]:
-        return False
-    return int(raw["metadata"]["resourceVersion"]) < int(known["metadata"]["resourceVersion"])
-
-
 @dataclass
 class Handlers:
     """Event handlers of TrainingJobs and of their pods."""
@@ -71,8 +60,7 @@ class Handlers:
             self._handled.pop(key, None)
             self.queue.add(key, urgent=True)
             return
-        if not is_older(raw, self.store.jobs.get(key)):
-            self.store.put_job(raw)
+        self.store.put_job(raw)
         if self._handled.get(key) != (current := fingerprint(raw)):
             self._handled[key] = current
             self.queue.add(key, urgent=is_ending(raw))

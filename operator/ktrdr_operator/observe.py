@@ -5,6 +5,7 @@ that seems to be missing, a strategy that is about to be used. Parse errors end 
 """
 
 import re
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -13,8 +14,13 @@ from pydantic import ValidationError
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType
 from ktrdr_api.run_contract import RunResult
-from ktrdr_api.training_job import STRATEGY_MAX_BYTES, TrainingJob, TrainingJobStatus
-from ktrdr_client.cluster import CONFIG_MAPS, PODS, ClusterApi
+from ktrdr_api.training_job import (
+    STRATEGY_MAX_BYTES,
+    ConfigMapKeyRef,
+    TrainingJob,
+    TrainingJobStatus,
+)
+from ktrdr_client.cluster import CONFIG_MAPS, PODS, TRAINING_JOBS, ClusterApi
 from ktrdr_operator.snapshot import (
     JobView,
     Obstacle,
@@ -23,7 +29,7 @@ from ktrdr_operator.snapshot import (
     StrategyText,
     Termination,
 )
-from ktrdr_operator.store import JobKey, Raw, Store
+from ktrdr_operator.store import JobKey, Raw, Store, training_job_uid
 
 TEXT_MAX_LENGTH: Final = 900
 """Leaves room in a 1,024-character status message for our own words."""
@@ -48,18 +54,38 @@ async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
         ApiError: the API server did not answer a live read; try again later.
         ValidationError: the object is not a TrainingJob; the caller makes it a condition.
     """
+    await _fetch_owner(cluster, store, key)
     raw = store.jobs.get(key)
     job = view_job(raw, store.progress.get(raw["metadata"]["uid"])) if raw else None
-    if job is not None:
-        await _fetch_missing_pod(cluster, store, key, job)
-    pods = (
+    snapshot = Snapshot(job=job, pods=_view_pods(store, key), strategy=None)
+    if job is None:
+        return snapshot
+    if await _fetch_missing_pod(cluster, store, snapshot, job):
+        snapshot = replace(snapshot, pods=_view_pods(store, key))
+    if not _may_start(snapshot, job):
+        return snapshot
+    return replace(snapshot, strategy=await _read_strategy(cluster, job))
+
+
+def _view_pods(store: Store, key: JobKey) -> tuple[PodView, ...]:
+    return (
         *(view_pod(pod) for pod in store.pods.get(key, {}).values()),
         *(view_pod(pod, gone=True) for pod in store.gone.get(key, {}).values()),
     )
-    snapshot = Snapshot(job=job, pods=pods, strategy=None)
-    if job is None or not _may_start(snapshot, job):
-        return snapshot
-    return Snapshot(job=job, pods=pods, strategy=await _read_strategy(cluster, job))
+
+
+async def _fetch_owner(cluster: ClusterApi, store: Store, key: JobKey) -> None:
+    """Ask the API server before believing that pods have outlived their TrainingJob."""
+    raw = store.jobs.get(key)
+    known = raw["metadata"]["uid"] if raw else None
+    owners = {training_job_uid(pod["metadata"]) for pod in store.pods.get(key, {}).values()}
+    if not owners - {"", known}:
+        return
+    newest = await cluster.get(TRAINING_JOBS, key.namespace, key.name)
+    if newest is not None:
+        store.put_job(newest)
+    elif known is not None:
+        store.drop_job(key, known)
 
 
 def _may_start(snapshot: Snapshot, job: JobView) -> bool:
@@ -68,16 +94,17 @@ def _may_start(snapshot: Snapshot, job: JobView) -> bool:
     return idle and not (job.deleting or job.spec.cancel or is_finished(job.status))
 
 
-async def _fetch_missing_pod(cluster: ClusterApi, store: Store, key: JobKey, job: JobView) -> None:
-    """Ask the API server before believing that the current attempt has no pod."""
-    status = job.status
-    name = names.pod_name(job.name, status.attempt)
-    known = name in store.pods.get(key, {}) or name in store.gone.get(key, {})
-    if status.attempt == 0 or known or is_finished(status):
-        return
-    pod = await cluster.get(PODS, key.namespace, name)
+async def _fetch_missing_pod(
+    cluster: ClusterApi, store: Store, snapshot: Snapshot, job: JobView
+) -> bool:
+    """Ask the API server before believing that the current attempt has no pod; True if it has."""
+    if job.status.attempt == 0 or snapshot.current() is not None or is_finished(job.status):
+        return False
+    name = names.pod_name(job.name, job.status.attempt)
+    pod = await cluster.get(PODS, job.namespace, name)
     if pod is not None:
         store.put_pod(pod)
+    return pod is not None
 
 
 async def _read_strategy(cluster: ClusterApi, job: JobView) -> StrategyText:
@@ -87,7 +114,12 @@ async def _read_strategy(cluster: ClusterApi, job: JobView) -> StrategyText:
     ref = source.config_map_key_ref
     if ref is None:
         return StrategyText(problem="spec.strategy names no source; set inline or configMapKeyRef")
-    config_map = await cluster.get(CONFIG_MAPS, job.namespace, ref.name)
+    if (resolved := await _read_resolved(cluster, job)) is not None:
+        return StrategyText(text=resolved)
+    return _find_strategy(job, ref, await cluster.get(CONFIG_MAPS, job.namespace, ref.name))
+
+
+def _find_strategy(job: JobView, ref: ConfigMapKeyRef, config_map: Raw | None) -> StrategyText:
     if config_map is None:
         return StrategyText(
             problem=f'ConfigMap "{ref.name}" does not exist in namespace "{job.namespace}"; '
@@ -108,6 +140,17 @@ async def _read_strategy(cluster: ClusterApi, job: JobView) -> StrategyText:
             f"{STRATEGY_MAX_BYTES} bytes; make the strategy smaller"
         )
     return StrategyText(text=text)
+
+
+async def _read_resolved(cluster: ClusterApi, job: JobView) -> str | None:
+    """The strategy of the newest attempt that has one: later edits must not change a job."""
+    for attempt in (job.status.attempt, job.status.attempt - 1):
+        if attempt < 1:
+            break
+        run = await cluster.get(CONFIG_MAPS, job.namespace, names.run_name(job.name, attempt))
+        if run is not None and training_job_uid(run["metadata"]) == job.uid:
+            return str(run["data"][names.STRATEGY_FILE])
+    return None
 
 
 def view_job(raw: Raw, progress: Raw | None) -> JobView:
@@ -141,7 +184,7 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
-        owner_uid=_training_job(metadata),
+        owner_uid=training_job_uid(metadata),
         attempt=_label_number(labels, names.LABEL_ATTEMPT),
         rank=_label_number(labels, names.LABEL_RANK),
         node=raw.get("spec", {}).get("nodeName"),
@@ -154,15 +197,6 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
         termination=termination,
         obstacle=None if running or termination else _obstacle(conditions, state),
     )
-
-
-def _training_job(metadata: Raw) -> str:
-    """UID of the TrainingJob that controls a pod; empty when it is somebody else's pod."""
-    for owner in metadata.get("ownerReferences", []):
-        group = owner["apiVersion"].partition("/")[0]
-        if owner.get("controller") and (group, owner["kind"]) == (names.GROUP, names.KIND):
-            return str(owner["uid"])
-    return ""
 
 
 def _trainer_container(status: Raw) -> Raw:

@@ -15,7 +15,14 @@ from pydantic import ValidationError
 
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import TrainingJobSpec, TrainingJobStatus
-from ktrdr_client.cluster import TRAINING_JOBS, ApiError, ClusterApi, Conflict, NotFound
+from ktrdr_client.cluster import (
+    TRAINING_JOBS,
+    ApiError,
+    ClusterApi,
+    Conflict,
+    Invalid,
+    NotFound,
+)
 from ktrdr_operator import manifests
 from ktrdr_operator.apply import Applier
 from ktrdr_operator.decide import decide, finish
@@ -79,14 +86,17 @@ class Reconciler:
         applier = Applier(self.cluster, self.store, self.limits)
         try:
             await applier.apply(key.namespace, job, plan)
-        except (NotFound, Conflict):
-            await self._refresh(key)
+        except (NotFound, Conflict, Invalid):
+            await self._refresh(key)  # the store was behind the server
             raise
-        except (ApiError, NameConflictError) as refused:
-            if plan.start is None or not _is_refusal(refused):
-                raise
-            await self._write_refusal(applier, key, refused)
-            return
+        if job is not None and plan.start is not None:
+            try:
+                await applier.start(job, plan.start)
+            except (ApiError, NameConflictError) as refused:
+                if not _is_refusal(refused):
+                    raise
+                await self._write_refusal(applier, key, refused)
+                return
         if job is not None:
             self._announce(key, job, plan)
         if plan.requeue_seconds is not None:

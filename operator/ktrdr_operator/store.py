@@ -33,6 +33,26 @@ def owner_key(pod: Raw) -> JobKey | None:
     return JobKey(metadata["namespace"], job) if job else None
 
 
+def training_job_uid(metadata: Raw) -> str:
+    """UID of the TrainingJob that controls an object; empty when it is somebody else's."""
+    for owner in metadata.get("ownerReferences", []):
+        group = owner["apiVersion"].partition("/")[0]
+        if owner.get("controller") and (group, owner["kind"]) == (names.GROUP, names.KIND):
+            return str(owner["uid"])
+    return ""
+
+
+def is_older(raw: Raw, known: Raw | None) -> bool:
+    """Whether the store already has a newer state, such as the answer to a write of ours.
+
+    Source: resource versions of one object are comparable as numbers since Kubernetes 1.35
+    (KEP-5504), and were so before with etcd.
+    """
+    if known is None or known["metadata"]["uid"] != raw["metadata"]["uid"]:
+        return False
+    return int(raw["metadata"]["resourceVersion"]) < int(known["metadata"]["resourceVersion"])
+
+
 @dataclass
 class Store:
     """Newest known TrainingJobs, pods and progress values."""
@@ -46,9 +66,11 @@ class Store:
     """By UID of the TrainingJob: `status.progress` of events that never reached a handler."""
 
     def put_job(self, raw: Raw) -> JobKey:
-        """Remember a TrainingJob; forget the progress of a same-named one before it."""
+        """Remember a TrainingJob, unless something newer is known; forget a same-named one."""
         key = job_key(raw)
         before = self.jobs.get(key)
+        if is_older(raw, before):
+            return key
         if before is not None and before["metadata"]["uid"] != raw["metadata"]["uid"]:
             self.progress.pop(before["metadata"]["uid"], None)
         self.jobs[key] = raw
@@ -65,10 +87,15 @@ class Store:
             self.gone.pop(key, None)
 
     def put_pod(self, raw: Raw) -> JobKey | None:
-        """Remember a pod; returns the TrainingJob it belongs to."""
+        """Remember a pod, unless something newer is known; returns its TrainingJob."""
         key = owner_key(raw)
-        if key is not None:
-            self.pods.setdefault(key, {})[raw["metadata"]["name"]] = raw
+        if key is None:
+            return None
+        name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
+        gone, known = self.gone.get(key, {}).get(name), self.pods.get(key, {}).get(name)
+        is_gone = gone is not None and gone["metadata"]["uid"] == uid
+        if not is_gone and not is_older(raw, known):
+            self.pods.setdefault(key, {})[name] = raw
         return key
 
     def put_pod_if_unknown(self, raw: Raw) -> None:

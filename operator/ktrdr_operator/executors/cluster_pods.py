@@ -6,7 +6,7 @@ somebody else is a NameConflict and stays untouched.
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from ktrdr_client.cluster import (
     CONFIG_MAPS,
@@ -21,10 +21,9 @@ from ktrdr_client.cluster import (
 from ktrdr_operator import manifests
 from ktrdr_operator.manifests import Manifest
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion
-from ktrdr_operator.store import Raw
+from ktrdr_operator.store import Raw, training_job_uid
 
 T = TypeVar("T")
-_VANISHED_BETWEEN: Final = "it existed a moment ago and is gone now"
 
 
 class NameConflictError(Exception):
@@ -36,7 +35,7 @@ async def start_attempt(
 ) -> Raw:
     """Create the children of one attempt; returns the pod as the server has it.
 
-    The binding needs the role, and the pod needs the account: two waves, each sent at once.
+    The binding needs the role, and the pod comes last: where there is a pod, there is all it needs.
 
     Raises:
         NameConflictError: a name is taken; nothing of the other owner was touched.
@@ -47,11 +46,8 @@ async def start_attempt(
         _create(cluster, job, SERVICE_ACCOUNTS, manifests.service_account(job)),
         _create(cluster, job, ROLES, manifests.role(job)),
     )
-    pod, _ = await _together(
-        _create(cluster, job, PODS, manifests.pod(job, start, limits)),
-        _create(cluster, job, ROLE_BINDINGS, manifests.role_binding(job)),
-    )
-    return pod
+    await _create(cluster, job, ROLE_BINDINGS, manifests.role_binding(job))
+    return await _create(cluster, job, PODS, manifests.pod(job, start, limits))
 
 
 async def stop(cluster: ClusterApi, namespace: str, pods: tuple[PodDeletion, ...]) -> None:
@@ -66,18 +62,20 @@ async def _create(cluster: ClusterApi, job: JobView, resource: Resource, manifes
         name = manifest["metadata"]["name"]
         present = await cluster.get(resource, job.namespace, name)
         if present is None:
-            raise NameConflictError(f"{resource.kind} {name!r}: {_VANISHED_BETWEEN}") from refused
-        if not _is_ours(present, job):
+            raise  # gone between the two: the next try will do
+        owner = training_job_uid(present["metadata"])
+        if owner == job.uid:
+            return present
+        what = f'{resource.kind} "{name}"'
+        if owner:
             raise NameConflictError(
-                f"{resource.kind} {name!r} exists and belongs to another owner; "
-                "delete it or give this TrainingJob another name"
+                f"{what} is left over from an earlier TrainingJob of this name; this job starts "
+                "when the garbage collector has removed it"
             ) from refused
-        return present
-
-
-def _is_ours(present: Raw, job: JobView) -> bool:
-    owners = present["metadata"].get("ownerReferences", [])
-    return any(owner["uid"] == job.uid and owner.get("controller") for owner in owners)
+        raise NameConflictError(
+            f"{what} exists and belongs to another owner; delete it or give this TrainingJob "
+            "another name"
+        ) from refused
 
 
 async def _together(*calls: Coroutine[Any, Any, T]) -> list[T]:
