@@ -1,0 +1,372 @@
+"""A small world for the engine: an API server in memory, a kubelet, a user, and operators that die.
+
+Everything that moves is a function of the script and of the steps taken, so that every history can
+be replayed. The kubelet plays the trainer too: what each attempt does stands in `World.script`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any, TypeVar
+
+from engine_builders import (
+    CHECKPOINT,
+    JOB,
+    LIMITS,
+    MODEL,
+    NAMESPACE,
+    NOW,
+    Raw,
+    job_raw,
+    last_word,
+    progress,
+)
+from ktrdr_api import names
+from ktrdr_api.conditions import TERMINAL
+from ktrdr_api.run_contract import Outcome
+from ktrdr_client.cluster import PODS, TRAINING_JOBS, Invalid, Resource
+from ktrdr_client.testing import FakeCluster
+from ktrdr_operator.events import EventRecorder
+from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.policies.draft import timestamp
+from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.reconcile import Reconciler
+from ktrdr_operator.store import JobKey, Store
+
+T = TypeVar("T")
+KEY = JobKey(NAMESPACE, JOB)
+ROUND_SECONDS = 7.0
+MAX_ROUNDS = 60
+
+
+class SigKill(BaseException):
+    """The operator process is no more."""
+
+
+@dataclass
+class Wire:
+    """An operator's way to the API server: counts calls, and cuts the process off at one of them.
+
+    Also the part of the server that FakeCluster leaves out: the CRD's rules about what may not be
+    taken back. After every pod that is created, the world checks its invariants.
+    """
+
+    world: "World"
+    kill_at: int = 0
+    """Number of the call, from 1, at which the process dies; 0 is never."""
+    after_effect: bool = False
+    pause: Callable[[], Awaitable[None]] | None = None
+    """Awaited around each call, so that operators can overtake each other."""
+    calls: int = 0
+    _dead: bool = False
+
+    async def _through(self, call: Callable[[], Awaitable[T]]) -> T:
+        if self._dead:
+            raise SigKill
+        self.calls += 1
+        dies = self.calls == self.kill_at
+        self._dead = dies
+        if dies and not self.after_effect:
+            raise SigKill
+        if self.pause:
+            await self.pause()
+        answer = await call()
+        if self.pause:
+            await self.pause()
+        if dies:
+            raise SigKill
+        return answer
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Raw | None:
+        return await self._through(lambda: self.world.cluster.get(resource, namespace, name))
+
+    async def list(
+        self, resource: Resource, namespace: str | None, *, label_selector: str = ""
+    ) -> tuple[list[Raw], str]:
+        return await self._through(
+            lambda: self.world.cluster.list(resource, namespace, label_selector=label_selector)
+        )
+
+    async def create(self, resource: Resource, obj: Raw) -> Raw:
+        async def call() -> Raw:
+            try:
+                return await self.world.cluster.create(resource, obj)
+            finally:  # an error may hide that it was created
+                if resource == PODS:
+                    self.world.check()
+
+        return await self._through(call)
+
+    async def apply(
+        self, resource: Resource, obj: Raw, *, subresource: str = "", force: bool = True
+    ) -> Raw:
+        async def call() -> Raw:
+            self.world.obey_rules(obj)
+            return await self.world.cluster.apply(
+                resource, obj, subresource=subresource, force=force
+            )
+
+        return await self._through(call)
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str,
+        grace_period_seconds: int | None = None,
+    ) -> bool:
+        return await self._through(
+            lambda: self.world.cluster.delete(
+                resource, namespace, name, uid=uid, grace_period_seconds=grace_period_seconds
+            )
+        )
+
+
+class Operator:
+    """One operator process: an empty store, and a reconciler that speaks through a wire."""
+
+    def __init__(self, world: "World", wire: Wire | None = None) -> None:
+        self.world = world
+        self.wire = wire or Wire(world)
+        self.store = Store()
+        self.queue = WorkQueue[JobKey](clock=world.monotonic, random=Random(0))  # noqa: S311 - repeatable
+        metrics = Metrics()
+        self.events = EventRecorder(self.wire, metrics, world.now)
+        self.reconciler = Reconciler(
+            self.wire, self.store, self.queue, LIMITS, metrics, self.events, world.now
+        )
+
+    def relist(self) -> None:
+        """Take the server's whole truth, as the resync does."""
+        cluster = self.world.cluster
+        self.store.replace(cluster.read_all(TRAINING_JOBS), cluster.read_all(PODS))
+
+    async def work(self, key: JobKey = KEY) -> None:
+        """Reconcile once."""
+        await self.reconciler.work(key, 0.0)
+
+
+@dataclass
+class World:
+    """One namespace and everybody who acts in it."""
+
+    script: dict[int, str] = field(default_factory=dict)
+    """What the trainer of an attempt does: succeed (default), stay, fail, oom, bad, vanish."""
+    cluster: FakeCluster = field(init=False)
+    turns: int = 0
+    """Steps the kubelet has taken."""
+    cancel_at: int | None = None
+    """Turn at which the user cancels."""
+    _now: datetime = NOW
+    attempts: list[int] = field(default_factory=list)
+    """Attempts whose pods have been seen, in order."""
+
+    def __post_init__(self) -> None:
+        self.cluster = FakeCluster(now=lambda: timestamp(self._now))
+
+    def now(self) -> datetime:
+        return self._now
+
+    def monotonic(self) -> float:
+        return (self._now - NOW).total_seconds()
+
+    def submit(self, **spec: Any) -> None:
+        """Create the TrainingJob as a user does."""
+        raw = job_raw(**spec)
+        for server_given in ("uid", "resourceVersion", "generation", "creationTimestamp"):
+            del raw["metadata"][server_given]
+        self.cluster.put(TRAINING_JOBS, raw)
+
+    def cancel(self) -> None:
+        """Patch `spec.cancel`."""
+        raw = self.job()
+        raw["spec"]["cancel"] = True
+        self._put(TRAINING_JOBS, raw)
+
+    def act_as_user(self) -> None:
+        """Do what is due at this turn."""
+        if self.turns == self.cancel_at:
+            self.cancel()
+
+    def delete_job(self) -> None:
+        """Delete the TrainingJob; the garbage collector stays away."""
+        self.cluster.remove(TRAINING_JOBS, NAMESPACE, JOB)
+
+    def kill_pods(self) -> None:
+        """Delete by force whatever may run."""
+        for name in self.alive():
+            self.cluster.remove(PODS, NAMESPACE, name)
+
+    def job(self) -> Raw:
+        raw = self.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
+        assert raw is not None
+        return raw
+
+    def status(self) -> Raw:
+        found: Raw = self.job()["status"]
+        return found
+
+    def is_finished(self) -> bool:
+        return any(
+            c["type"] == "Finished" and c["status"] == "True"
+            for c in self.status().get("conditions", [])
+        )
+
+    def alive(self) -> list[str]:
+        """Pods in which a process may run, or will."""
+        return [
+            pod["metadata"]["name"]
+            for pod in self.pods()
+            if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+        ]
+
+    def pods(self) -> list[Raw]:
+        """Pods of TrainingJobs."""
+        return [p for p in self.cluster.read_all(PODS) if p["metadata"].get("ownerReferences")]
+
+    def check(self) -> None:
+        """What must hold whenever there is one more pod."""
+        assert len(self.alive()) <= 1, self.alive()
+        for pod in self.pods():
+            attempt = int(pod["metadata"]["labels"][names.LABEL_ATTEMPT])
+            if attempt not in self.attempts:
+                assert attempt == len(self.attempts) + 1, (self.attempts, attempt)
+                self.attempts.append(attempt)
+
+    def obey_rules(self, patch: Raw) -> None:
+        """The CRD's transition rules, as `ktrdr_api.crd_rules` has them."""
+        current = self.cluster.read(TRAINING_JOBS, NAMESPACE, patch["metadata"]["name"])
+        before, after = (current or {}).get("status", {}), patch["status"]
+        ended = {c["type"] for c in before.get("conditions", []) if c["status"] == "True"}
+        ends = {c["type"] for c in after.get("conditions", []) if c["status"] == "True"}
+        same = current is not None and patch["metadata"]["uid"] == current["metadata"]["uid"]
+        reverted = (ended & set(TERMINAL)) - ends
+        if same and (after.get("attempt", 0) < before.get("attempt", 0) or reverted):
+            raise Invalid(422, "Invalid", "status: may not be taken back")
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now += timedelta(seconds=seconds)
+
+    def step(self) -> None:
+        """The kubelet does one thing with every pod, and time passes."""
+        self.turns += 1
+        for pod in self.pods():
+            self._step_pod(pod)
+        self.wait(ROUND_SECONDS)
+
+    def _step_pod(self, pod: Raw) -> None:
+        status = pod.setdefault("status", {})
+        if status.get("phase") in ("Succeeded", "Failed"):
+            return
+        if "deletionTimestamp" in pod["metadata"]:
+            self.cluster.remove(PODS, NAMESPACE, pod["metadata"]["name"])
+        elif "nodeName" not in pod["spec"]:
+            pod["spec"]["nodeName"] = "node-1"
+            status["phase"] = "Pending"
+            self._put(PODS, pod)
+        elif status["phase"] == "Pending":
+            status["phase"] = "Running"
+            self._set_state(pod, {"running": {"startedAt": timestamp(self._now)}})
+        else:
+            self._train(pod)
+
+    def _train(self, pod: Raw) -> None:
+        attempt = int(pod["metadata"]["labels"][names.LABEL_ATTEMPT])
+        uid = pod["metadata"]["ownerReferences"][0]["uid"]
+        raw = self.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
+        if raw is not None and raw["metadata"]["uid"] == uid:
+            if (raw["status"].get("progress") or {}).get("attempt") != attempt:
+                raw["status"]["progress"] = progress(attempt)
+                self._put(TRAINING_JOBS, raw)
+                return
+            if raw["spec"].get("cancel"):
+                word = last_word(
+                    Outcome.CANCELLED,
+                    jobUid=uid,
+                    attempt=attempt,
+                    epoch=4,
+                    batch=17,
+                    checkpoint=CHECKPOINT,
+                )
+                self._end(pod, 10, word)
+                return
+        self._act(pod, self.script.get(attempt, "succeed"), uid, attempt)
+
+    def _act(self, pod: Raw, act: str, uid: str, attempt: int) -> None:
+        match act:
+            case "succeed":
+                word = last_word(jobUid=uid, attempt=attempt, epochsCompleted=50, artifact=MODEL)
+                self._end(pod, 0, word)
+            case "fail":
+                self._end(pod, 1, "ValueError: x")
+            case "bad":
+                word = last_word(
+                    Outcome.FAILED, jobUid=uid, attempt=attempt, reason="InvalidStrategy"
+                )
+                self._end(pod, 2, word)
+            case "oom":
+                self._end(pod, 137, "", reason="OOMKilled")
+            case "vanish":
+                self.cluster.remove(PODS, NAMESPACE, pod["metadata"]["name"])
+            case "stay":
+                pass
+            case _:
+                raise AssertionError(act)
+
+    def _end(self, pod: Raw, exit_code: int, message: str, reason: str = "") -> None:
+        terminated = {
+            "exitCode": exit_code,
+            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+            "message": message,
+            "startedAt": timestamp(self._now),
+            "finishedAt": timestamp(self._now),
+        }
+        pod["status"]["phase"] = "Succeeded" if exit_code == 0 else "Failed"
+        self._set_state(pod, {"terminated": terminated})
+
+    def _set_state(self, pod: Raw, state: Raw) -> None:
+        pod["status"]["containerStatuses"] = [{"name": names.TRAINER_CONTAINER, "state": state}]
+        self._put(PODS, pod)
+
+    def _put(self, resource: Resource, raw: Raw) -> None:
+        raw["metadata"].pop("resourceVersion", None)
+        self.cluster.put(resource, raw)
+
+    def end(self) -> tuple[Any, ...]:
+        """How it ended: what must be the same whatever happened on the way."""
+        status = self.status()
+        failure = status.get("failure", {})
+        return (
+            status["phase"],
+            status["reason"],
+            status["message"],
+            status["attempt"],
+            status.get("retries", 0),
+            failure.get("attempt"),
+            tuple(self.attempts),
+            self.alive(),
+        )
+
+
+async def live(world: World, *operators: Operator) -> None:
+    """Let the operators and the kubelet take turns until the job has ended."""
+    for _ in range(MAX_ROUNDS):
+        world.act_as_user()
+        for operator in operators:
+            operator.relist()
+        await asyncio.gather(*(operator.work() for operator in operators))
+        if world.is_finished() and not world.alive():
+            return
+        world.step()
+    raise AssertionError(f"not finished: {world.status()}")
+
+
+async def yield_often(random: Random) -> None:
+    """Let others run a few times."""
+    for _ in range(random.randrange(4)):
+        await asyncio.sleep(0)

@@ -1,0 +1,420 @@
+import logging
+from random import Random
+from typing import Any
+
+import pytest
+
+from engine_builders import JOB, NAMESPACE, STRATEGY, Raw, pod_raw
+from engine_world import KEY, Operator, SigKill, Wire, World, live, yield_often
+from ktrdr_api import names
+from ktrdr_client.cluster import (
+    CONFIG_MAPS,
+    PODS,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    TRAINING_JOBS,
+    ApiError,
+    Forbidden,
+    Unreachable,
+)
+from ktrdr_client.testing import Request
+from ktrdr_operator.store import Store
+
+CANCEL_AT = {"cancelled while running": 4, "cancelled while pending": 1, "cancelled in backoff": 6}
+STORIES: dict[str, tuple[dict[int, str], Raw]] = {
+    "completes": ({}, {}),
+    "fails, then completes": ({1: "fail"}, {}),
+    "vanishes, then completes": ({1: "vanish"}, {}),
+    "fails, vanishes, completes": ({1: "fail", 2: "vanish"}, {}),
+    "fails too often": ({1: "fail", 2: "fail"}, {"backoffLimit": 1}),
+    "has a bad strategy": ({1: "bad"}, {}),
+    "runs out of memory": ({1: "oom"}, {}),
+    "cancelled at creation": ({}, {"cancel": True}),
+    "cancelled while pending": ({}, {}),
+    "cancelled while running": ({1: "stay"}, {}),
+    "cancelled in backoff": ({1: "fail"}, {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, logger="ktrdr_operator")
+
+
+def begin(story: str) -> World:
+    """A world at the beginning of a story."""
+    script, spec = STORIES[story]
+    world = World(script, cancel_at=CANCEL_AT.get(story))
+    world.submit(**spec)
+    return world
+
+
+async def tell(story: str) -> tuple[World, Operator]:
+    """A story without a mishap."""
+    world = begin(story)
+    operator = Operator(world)
+    await live(world, operator)
+    return world, operator
+
+
+WANT = {
+    "completes": ("Succeeded", "Completed", 1, 0, (1,)),
+    "fails, then completes": ("Succeeded", "Completed", 2, 1, (1, 2)),
+    "vanishes, then completes": ("Succeeded", "Completed", 2, 0, (1, 2)),
+    "fails, vanishes, completes": ("Succeeded", "Completed", 3, 1, (1, 2, 3)),
+    "fails too often": ("Failed", "BackoffLimitExceeded", 2, 1, (1, 2)),
+    "has a bad strategy": ("Failed", "InvalidStrategy", 1, 0, (1,)),
+    "runs out of memory": ("Failed", "OOMKilled", 1, 0, (1,)),
+    "cancelled at creation": ("Cancelled", "Cancelled", 0, 0, ()),
+    "cancelled while pending": ("Cancelled", "Cancelled", 1, 0, (1,)),
+    "cancelled while running": ("Cancelled", "Cancelled", 1, 0, (1,)),
+    "cancelled in backoff": ("Cancelled", "Cancelled", 1, 1, (1,)),
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+async def test_reconcile_story_ends_as_told(story: str) -> None:
+    world, _ = await tell(story)
+    phase, reason, _, attempt, retries, _, attempts, alive = world.end()
+    assert (phase, reason, attempt, retries, attempts) == WANT[story]
+    assert alive == []
+
+
+@pytest.mark.parametrize("story", STORIES)
+async def test_reconcile_of_a_settled_job_writes_nothing(story: str) -> None:
+    world, operator = await tell(story)
+    before, count = world.job()["metadata"]["resourceVersion"], len(world.cluster.requests)
+    for each in (operator, Operator(world)):
+        each.relist()
+        await each.work()
+    assert world.job()["metadata"]["resourceVersion"] == before
+    assert writes(world.cluster.requests[count:]) == []
+
+
+def writes(requests: list[Request]) -> list[Request]:
+    return [request for request in requests if request.method not in ("get", "list")]
+
+
+@pytest.mark.parametrize("after_effect", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("story", STORIES)
+async def test_reconcile_killed_at_every_call_ends_the_same(story: str, after_effect: bool) -> None:
+    told, operator = await tell(story)
+    want, calls = settled(told), operator.wire.calls
+    for number in range(1, calls + 1):
+        world = begin(story)
+        doomed = Operator(world, Wire(world, kill_at=number, after_effect=after_effect))
+        with pytest.raises(SigKill):
+            await live(world, doomed)
+        await live(world, Operator(world))
+        assert settled(world) == want, f"killed at call {number} of {calls}"
+
+
+def settled(world: World) -> tuple[Any, ...]:
+    """The end without its words, which may name times."""
+    end = world.end()
+    return (*end[:2], *end[3:])
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("story", ["fails, then completes", "cancelled while running"])
+async def test_reconcile_by_two_operators_at_once_ends_the_same(story: str, seed: int) -> None:
+    told, _ = await tell(story)
+    random = Random(seed)  # noqa: S311 - repeatable, and no secret
+    world = begin(story)
+    both = [Operator(world, Wire(world, pause=lambda: yield_often(random))) for _ in range(2)]
+    await live(world, *both)
+    assert settled(world) == settled(told)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("story", ["fails, then completes", "fails too often"])
+async def test_reconcile_beside_an_operator_that_is_behind_ends_the_same(
+    story: str, seed: int
+) -> None:
+    told, _ = await tell(story)
+    random = Random(seed)  # noqa: S311 - repeatable, and no secret
+    world = begin(story)
+    behind = Operator(world)
+    for _ in range(20):
+        if random.random() < 0.3:
+            behind.relist()
+        ahead = Operator(world)
+        ahead.relist()
+        await ahead.work()
+        await behind.work()
+        world.step()
+    await live(world, Operator(world))
+    assert settled(world) == settled(told)
+
+
+@pytest.mark.parametrize("story", ["completes", "fails, vanishes, completes"])
+async def test_reconcile_starts_each_attempt_after_it_is_on_record(story: str) -> None:
+    world, _ = await tell(story)
+    requests = writes(world.cluster.requests)
+    pods = [n for n, request in enumerate(requests) if (request.kind, request.method) == POD]
+    assert len(pods) == world.status()["attempt"]
+    for number in pods:
+        assert Request("apply", names.KIND, JOB, "status") in requests[:number]
+        kinds = {request.kind for request in requests[:number] if request.method == "create"}
+        assert kinds >= {"ConfigMap", "ServiceAccount", "Role", "RoleBinding"}
+
+
+POD = ("Pod", "create")
+
+
+async def test_reconcile_of_a_plain_run_costs_few_writes() -> None:
+    world, _ = await tell("completes")
+    tally: dict[tuple[str, str], int] = {}
+    for request in writes(world.cluster.requests):
+        tally[request.method, request.kind] = tally.get((request.method, request.kind), 0) + 1
+    assert tally == {
+        ("create", "ConfigMap"): 1,
+        ("create", "ServiceAccount"): 1,
+        ("create", "Role"): 1,
+        ("create", "RoleBinding"): 1,
+        ("create", "Pod"): 1,
+        ("apply", "TrainingJob"): 3,  # starting, running, ended
+    }
+
+
+async def test_reconcile_name_conflict_leaves_the_other_untouched_and_recovers() -> None:
+    world = World()
+    world.submit()
+    other = pod_raw(owner=None, uid="uid-other")
+    del other["metadata"]["resourceVersion"]
+    world.cluster.put(PODS, other)
+    before = world.cluster.read(PODS, NAMESPACE, "fx-1-0")
+    operator = Operator(world)
+    for _ in range(5):
+        operator.relist()
+        await operator.work()
+        world.wait(1)
+    status = world.status()
+    assert (status["phase"], status["reason"]) == ("Pending", "NameConflict")
+    assert 'Pod "fx-1-0" exists and belongs to another owner' in status["message"]
+    assert status["waiting"]["message"] == status["message"]
+    assert world.cluster.read(PODS, NAMESPACE, "fx-1-0") == before
+    world.cluster.remove(PODS, NAMESPACE, "fx-1-0")
+    await live(world, operator)
+    assert world.end()[:2] == ("Succeeded", "Completed")
+    assert world.status()["attempt"] == 1
+
+
+async def test_reconcile_refused_create_shows_the_words_and_tries_less_and_less_often() -> None:
+    world = World()
+    world.submit()
+    words = "exceeded quota: gpus, requested: nvidia.com/gpu=1, used: 4, limited: 4"
+    operator, tries = Operator(world), []
+    for second in range(120):
+        world.cluster.fail_next("create", Forbidden(403, "Forbidden", words), resource=PODS)
+        before = count(world, "create", "Pod")
+        operator.relist()
+        await operator.work()
+        await operator.work()  # the event of our own write
+        tries += [second] * (count(world, "create", "Pod") - before)
+        world.wait(1)
+    status = world.status()
+    assert (status["phase"], status["reason"]) == ("Pending", "CreateRefused")
+    assert status["message"] == status["waiting"]["message"] == f"403 Forbidden: {words}"
+    assert status["waiting"]["since"] == "2026-01-01T12:00:00Z"
+    assert tries == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert [event["reason"] for event in recorded_events(operator)] == ["CreateRefused"]
+    world.cluster._faults.clear()
+    await live(world, operator)
+    assert world.end()[:2] == ("Succeeded", "Completed")
+    assert world.attempts == [1]
+
+
+def count(world: World, method: str, kind: str) -> int:
+    return sum((r.method, r.kind) == (method, kind) for r in world.cluster.requests)
+
+
+def recorded_events(operator: Operator) -> list[Raw]:
+    queue = operator.events._queue
+    return [queue.get_nowait() for _ in range(queue.qsize())]
+
+
+@pytest.mark.parametrize(
+    "resource", [CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS], ids=lambda r: r.kind
+)
+async def test_reconcile_child_that_fails_leaves_no_pod_without_it(resource: Any) -> None:
+    world = World({1: "stay"})
+    world.submit()
+    world.cluster.fail_next("create", ApiError(500, "InternalError", "boom"), resource=resource)
+    operator = Operator(world)
+    operator.relist()
+    await operator.work()
+    assert world.alive() == []
+    operator.relist()
+    await operator.work()
+    assert world.alive() == ["fx-1-0"]
+    assert len(world.cluster.read_all(resource)) == 1
+
+
+async def test_reconcile_earlier_job_of_the_same_name_makes_room() -> None:
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    for _ in range(4):
+        operator.relist()
+        await operator.work()
+        world.step()
+    assert world.status()["phase"] == "Running"
+    first = world.job()["metadata"]["uid"]
+    world.delete_job()
+    world.submit()
+    world.attempts.clear()
+    seen = []
+    for _ in range(6):
+        operator.relist()
+        await operator.work()
+        seen.append((world.status()["phase"], world.status()["reason"]))
+        world.step()
+    assert world.job()["metadata"]["uid"] != first
+    assert seen[0] == ("Pending", "Pending")
+    # Its pod is gone; what the garbage collector has not removed yet is named, not touched.
+    assert seen[-1] == ("Pending", "NameConflict")
+    assert "left over from an earlier TrainingJob of this name" in world.status()["message"]
+    for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS):
+        for child in world.cluster.read_all(resource):
+            world.cluster.remove(resource, NAMESPACE, child["metadata"]["name"])
+    world.script[1] = "succeed"
+    await live(world, operator)
+    assert world.end()[:2] == ("Succeeded", "Completed")
+    assert world.attempts == [1]
+
+
+async def test_reconcile_deleted_job_stops_its_pods() -> None:
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    for _ in range(3):
+        operator.relist()
+        await operator.work()
+        world.step()
+    assert world.alive() == ["fx-1-0"]
+    world.delete_job()
+    operator.store.drop_job(KEY, operator.store.jobs[KEY]["metadata"]["uid"])
+    await operator.work()
+    world.step()
+    assert world.alive() == []
+
+
+async def test_reconcile_pods_known_before_their_job_are_spared() -> None:
+    world = World({1: "stay"})
+    world.submit()
+    first = Operator(world)
+    for _ in range(3):
+        first.relist()
+        await first.work()
+        world.step()
+    second = Operator(world)
+    for pod in world.pods():
+        second.store.put_pod(pod)
+    await second.work()
+    assert count(world, "delete", "Pod") == 0
+    assert KEY in second.store.jobs
+
+
+async def test_reconcile_pod_of_a_newer_job_than_the_store_knows_is_spared() -> None:
+    world = World({1: "stay"})
+    world.submit()
+    behind = Operator(world)
+    behind.relist()
+    world.delete_job()
+    world.submit()
+    ahead = Operator(world)
+    for _ in range(3):
+        ahead.relist()
+        await ahead.work()
+        world.step()
+    for pod in world.pods():
+        behind.store.put_pod(pod)
+    await behind.work()
+    assert world.alive() == ["fx-1-0"]
+    assert count(world, "delete", "Pod") == 0
+
+
+async def test_reconcile_edited_strategy_does_not_change_later_attempts() -> None:
+    world = World({1: "fail", 2: "fail"})
+    ref = {"configMapKeyRef": {"name": "strategies", "key": "fx.yaml"}}
+    world.submit(strategy=ref)
+    config_map = {
+        "metadata": {"namespace": NAMESPACE, "name": "strategies"},
+        "data": {"fx.yaml": STRATEGY},
+    }
+    world.cluster.put(CONFIG_MAPS, config_map)
+    operator = Operator(world)
+    for _ in range(4):
+        operator.relist()
+        await operator.work()
+        world.step()
+    world.cluster.remove(CONFIG_MAPS, NAMESPACE, "strategies")
+    await live(world, operator)
+    assert world.end()[:2] == ("Succeeded", "Completed")
+    runs = [world.cluster.read(CONFIG_MAPS, NAMESPACE, f"fx-run-{n}") for n in (1, 2, 3)]
+    assert [run["data"]["strategy.yaml"] for run in runs if run] == [STRATEGY] * 3
+
+
+async def test_reconcile_missing_strategy_is_named_and_the_job_starts_when_it_appears() -> None:
+    world = World()
+    world.submit(strategy={"configMapKeyRef": {"name": "strategies", "key": "fx.yaml"}})
+    operator = Operator(world)
+    said = []
+    for data in (None, {"other.yaml": "x"}, {"fx.yaml": STRATEGY}):
+        if data is not None:
+            metadata = {"namespace": NAMESPACE, "name": "strategies"}
+            world.cluster.put(CONFIG_MAPS, {"metadata": metadata, "data": data})
+        operator.relist()
+        await operator.work()
+        said.append(world.status()["message"])
+    assert said == [
+        'ConfigMap "strategies" does not exist in namespace "ns"; create it and the job starts',
+        'ConfigMap "strategies" has no key "fx.yaml" (keys: other.yaml); add the key and the job '
+        "starts",
+        'Pod "fx-1-0" is starting',
+    ]
+
+
+async def test_reconcile_server_trouble_is_no_condition_and_no_lost_attempt() -> None:
+    world = World()
+    world.submit()
+    operator = Operator(world)
+    for error in (ApiError(500, "InternalError", "x"), Unreachable(0, "ClientOSError", "reset")):
+        world.cluster.fail_next("create", error, resource=PODS, after_effect=True)
+        world.cluster.fail_next("apply", error, resource=TRAINING_JOBS)
+    await live(world, operator)
+    assert world.end()[:2] == ("Succeeded", "Completed")
+    assert world.attempts == [1]
+
+
+async def test_reconcile_unreadable_spec_is_a_condition_of_this_job_only() -> None:
+    world = World()
+    world.submit()
+    raw = world.job()
+    raw["spec"]["trainer"] = {"imagePullPolicy": "Sometimes"}
+    world.cluster.put(TRAINING_JOBS, raw)
+    operator = Operator(world)
+    for _ in range(3):
+        operator.relist()
+        await operator.work()
+    status = world.status()
+    assert (status["phase"], status["reason"]) == ("Failed", "InvalidRequest")
+    assert "spec.trainer.imagePullPolicy" in status["message"]
+    assert count(world, "apply", names.KIND) == 1
+
+
+def test_store_does_not_raise_the_dead_nor_take_back_news() -> None:
+    store = Store()
+    old, new = pod_raw(), pod_raw(phase="Running")
+    old["metadata"]["resourceVersion"], new["metadata"]["resourceVersion"] = "9", "10"
+    store.put_pod(new)
+    store.put_pod(old)
+    assert store.pods[KEY]["fx-1-0"] is new
+    world = World()
+    world.submit()
+    store.put_job(world.job())
+    store.drop_pod(new)
+    store.put_pod(new)
+    assert KEY not in store.pods
