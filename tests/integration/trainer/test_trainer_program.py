@@ -121,7 +121,8 @@ def test_run_cancelled_through_the_api_acknowledges_and_ends_with_10(
     assert (words["outcome"], words["reason"]) == ("Cancelled", "Cancelled")
     assert (api.progress["step"], api.progress["podUID"]) == (words["step"], "p-1")
     saved = api.progress.get("checkpoint", {}).get("step")
-    assert saved == (words["step"] if policy is CheckpointPolicy.BEST_EFFORT else None)
+    # With Never, an older one of the loop's own may be there.
+    assert (saved == words["step"]) is (policy is CheckpointPolicy.BEST_EFFORT)
 
 
 def test_run_with_the_api_server_away_trains_all_the_same(tmp_path: Path) -> None:
