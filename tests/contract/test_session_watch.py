@@ -55,9 +55,12 @@ async def client(kube: Kube) -> AsyncIterator[Cluster]:
     await cluster.close()
 
 
-@pytest.fixture
-async def shell(client: Cluster, kube: Kube) -> AsyncIterator[Listening]:
-    """The operator's shell on one namespace; its queue has no workers."""
+@contextlib.asynccontextmanager
+async def running_shell(client: Cluster, kube: Kube) -> AsyncIterator[Listening]:
+    """The operator's shell on one namespace; its queue has no workers.
+
+    No fixture: kopf, when it ends, waits 5 s for every task that is younger than itself.
+    """
     store, metrics = Store(), Metrics()
     watch_filter = WatchFilter(
         store, metrics, time.monotonic, beat=lambda _: None, relisted=asyncio.Event()
@@ -98,60 +101,61 @@ async def report(client: Cluster, kube: Kube, step: int, **progress: object) -> 
 
 
 async def test_session_hides_progress_from_kopf_and_keeps_the_newest(
-    client: Cluster, kube: Kube, shell: Listening
+    client: Cluster, kube: Kube
 ) -> None:
-    kube.create(training_job(**IDLE))
-    await report(client, kube, 0)
-    before = await shell.quiet()
-    for step in range(1, 61):
-        await report(client, kube, step)
-    assert await shell.quiet() == before
-    uid = shell.events[-1]["object"]["metadata"]["uid"]
-    assert shell.store.progress[uid]["step"] == 60
-    await report(client, kube, 61, stage="Saving")
-    assert await shell.quiet() == before + 1
-    assert shell.events[-1]["object"]["status"]["progress"]["stage"] == "Saving"
-
-
-async def test_session_shows_a_cancel_at_once_amid_progress(
-    client: Cluster, kube: Kube, shell: Listening
-) -> None:
-    kube.create(training_job(**IDLE))
-    await report(client, kube, 0)
-    await shell.quiet()
-    stop = asyncio.Event()
-
-    async def flood() -> None:
-        step = 1
-        while not stop.is_set():
+    async with running_shell(client, kube) as shell:
+        kube.create(training_job(**IDLE))
+        await report(client, kube, 0)
+        before = await shell.quiet()
+        for step in range(1, 61):
             await report(client, kube, step)
-            step += 1
+        assert await shell.quiet() == before
+        uid = shell.events[-1]["object"]["metadata"]["uid"]
+        assert shell.store.progress[uid]["step"] == 60
+        await report(client, kube, 61, stage="Saving")
+        assert await shell.quiet() == before + 1
+        assert shell.events[-1]["object"]["status"]["progress"]["stage"] == "Saving"
 
-    flooding = asyncio.create_task(flood())
-    await asyncio.to_thread(kube.patch, TRAINING_JOBS.plural, "job", {"spec": {"cancel": True}})
-    patched = time.monotonic()
-    while not any(event["object"].get("spec", {}).get("cancel") for event in shell.events):
-        assert time.monotonic() - patched < 0.5
-        await asyncio.sleep(0.005)
-    stop.set()
-    await flooding
+
+async def test_session_shows_a_cancel_at_once_amid_progress(client: Cluster, kube: Kube) -> None:
+    async with running_shell(client, kube) as shell:
+        kube.create(training_job(**IDLE))
+        await report(client, kube, 0)
+        await shell.quiet()
+        stop = asyncio.Event()
+
+        async def flood() -> None:
+            step = 1
+            while not stop.is_set():
+                await report(client, kube, step)
+                step += 1
+
+        flooding = asyncio.create_task(flood())
+        await asyncio.to_thread(kube.patch, TRAINING_JOBS.plural, "job", {"spec": {"cancel": True}})
+        patched = time.monotonic()
+        while not any(event["object"].get("spec", {}).get("cancel") for event in shell.events):
+            assert time.monotonic() - patched < 0.5
+            await asyncio.sleep(0.005)
+        stop.set()
+        await flooding
 
 
 async def test_shell_leaves_metadata_alone_and_sees_the_deletion(
-    kube: Kube, shell: Listening
+    client: Cluster, kube: Kube
 ) -> None:
-    before = kube.create(training_job(**IDLE))["metadata"]
-    await shell.quiet()
-    after = kube.get(TRAINING_JOBS.plural, "job")["metadata"]
-    for metadata in (before, after):
-        metadata.pop("resourceVersion")
-        metadata.pop("managedFields", None)
-    assert after == before
-    assert shell.store.jobs
-    kube.run("delete", "trainingjobs.ktrdr.io", "job")
-    await shell.quiet()
-    assert shell.events[-1]["type"] == "DELETED"
-    assert shell.store.jobs == {}
+    async with running_shell(client, kube) as shell:
+        before = kube.create(training_job(**IDLE))["metadata"]
+        await shell.quiet()
+        after = kube.get(TRAINING_JOBS.plural, "job")["metadata"]
+        for metadata in (before, after):
+            metadata.pop("resourceVersion")
+            metadata.pop("managedFields", None)
+        assert after == before
+        assert shell.store.jobs
+        kube.run("delete", "trainingjobs.ktrdr.io", "job")
+        await shell.quiet()
+        assert shell.events[-1]["type"] == "DELETED"
+        assert shell.store.jobs == {}
 
 
 def free_port() -> int:
@@ -215,8 +219,10 @@ async def start_operator(kubeconfig: Path, namespace: str, **settings: str) -> O
 
 async def test_process_serves_health_and_ends_in_order_on_sigterm(kube: Kube) -> None:
     operator = await start_operator(kube.kubeconfig, kube.namespace)
-    await operator.until("/metrics", 'rest_client_requests_total{code="200",method="GET"}')
     await operator.until("/healthz", "ok")
+    kube.create(training_job(**IDLE))
+    await operator.until("/metrics", 'ktrdr_reconcile_total{outcome="ok"}')
+    await operator.until("/metrics", 'ktrdr_watch_lines_total{outcome="passed"}')
     code, log = await operator.end()
     assert code == 0, log
     assert "stopped in order" in log
