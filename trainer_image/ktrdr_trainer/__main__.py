@@ -11,6 +11,7 @@ torch begins to load before anything else is imported.
 
 import argparse
 import json
+import os
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -112,4 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is stored and said. Measured on 2 busy cores: unloading torch takes 1-2 s, in which a
+    # cancelled process would still live.
+    os._exit(code)
