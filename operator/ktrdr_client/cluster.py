@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio.client.configuration import Configuration
@@ -170,6 +171,16 @@ async def _load_configuration(kubeconfig: Path | None) -> Configuration:
     return configuration
 
 
+def _proxy_of_environment(server: str) -> str | None:
+    """Proxy that HTTPS_PROXY and NO_PROXY ask for.
+
+    Not aiohttp's trust_env: it looks for .netrc at every request, in a thread (measured: 2,500
+    creates cost 2.35 s of CPU instead of 0.81 s).
+    """
+    url = urlsplit(server)
+    return None if proxy_bypass(url.netloc) else getproxies().get(url.scheme)
+
+
 class ClusterApi(Protocol):
     """What a Kubernetes API server does for us; `Cluster` documents the methods."""
 
@@ -256,8 +267,7 @@ class Cluster:
             connector=aiohttp.TCPConnector(limit=limit, ssl=self._ssl),
             middlewares=(*middlewares, self._authorize),
             cookie_jar=aiohttp.DummyCookieJar(),
-            proxy=self._configuration.proxy,
-            trust_env=True,
+            proxy=self._configuration.proxy or _proxy_of_environment(self.server),
             headers={"User-Agent": names.OPERATOR_MANAGER, "Accept": "application/json"},
         )
 

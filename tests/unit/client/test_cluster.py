@@ -20,6 +20,7 @@ from ktrdr_client.cluster import (
     NotFound,
     TooManyRequests,
     Unreachable,
+    _proxy_of_environment,
     error_from_answer,
 )
 
@@ -249,3 +250,10 @@ async def test_cluster_status_apply_amid_progress_reads_again_and_gives_up_at_la
         busy = 99
         with pytest.raises(Conflict):
             await cluster.apply(TRAINING_JOBS, obj, subresource="status")
+
+
+@pytest.mark.parametrize(("server", "want"), [("https://a:1", "http://p:2"), ("https://b", None)])
+def test_proxy_of_environment_obeys_no_proxy(monkeypatch, server, want) -> None:
+    monkeypatch.setenv("https_proxy", "http://p:2")
+    monkeypatch.setenv("no_proxy", "b")
+    assert _proxy_of_environment(server) == want
