@@ -4,7 +4,7 @@ Called by `prepare.py`; the bars go on to `indicators.py`, `labels.py` and `alig
 interpolated or invented: a bad row is dropped and counted, and too many of them are an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -71,8 +71,24 @@ def file_name(symbol: str, timeframe: str) -> str:
     return f"{symbol}_{timeframe}.csv"
 
 
-def read_bars(folder: Path, symbol: str, timeframe: str, *, start: date, end: date) -> Bars:
+def read_bars(
+    folder: Path,
+    symbol: str,
+    timeframe: str,
+    *,
+    start: date,
+    end: date,
+    check_stop: Callable[[], None],
+) -> Bars:
     """Read the bars that start between two days, both inclusive.
+
+    Args:
+        folder: Holds `{SYMBOL}_{timeframe}.csv`.
+        symbol: Which file.
+        timeframe: Which file.
+        start: First day, UTC.
+        end: Last day, UTC.
+        check_stop: Called several times a second; raises to stop.
 
     Raises:
         DataError: The file is missing or no table of bars, or more than 1 % of its rows in the
@@ -80,7 +96,7 @@ def read_bars(folder: Path, symbol: str, timeframe: str, *, start: date, end: da
         TemporaryError: The system could not read an existing file.
     """
     name = file_name(symbol, timeframe)
-    table = read_table(folder / name)
+    table = read_table(folder / name, check_stop=check_stop)
     since, until = _midnight(start), _midnight(end + timedelta(days=1))
     inside = table.taken((table.time >= since) & (table.time < until))
     priceless = _is_priceless(inside.numbers)

@@ -83,7 +83,7 @@ def prepare(
     Args:
         strategy: Its symbols, timeframes and dates are read, its features computed.
         data_folder: Holds `{SYMBOL}_{timeframe}.csv`.
-        check_stop: Called between files and indicators; raises CancellationError to stop.
+        check_stop: Called while files are read and between indicators; raises to stop.
         on_stage: Told "load" and "features" as each begins.
 
     Raises:
@@ -130,8 +130,14 @@ def _load(strategy: Strategy, folder: Path, check_stop: Callable[[], None]) -> _
     loaded: dict[str, dict[str, Bars]] = {}
     for symbol in strategy.symbols:
         for timeframe in strategy.timeframes:
-            check_stop()
-            bars = read_bars(folder, symbol, timeframe, start=dates.start, end=dates.end)
+            bars = read_bars(
+                folder,
+                symbol,
+                timeframe,
+                start=dates.start,
+                end=dates.end,
+                check_stop=check_stop,
+            )
             if len(bars) < least:
                 raise DataError(
                     f"{len(bars)} bars from {dates.start} to {dates.end}, fewer than "

@@ -10,15 +10,16 @@ import pandas as pd
 import pytest
 
 from bars_builder import HEADER, lines_of, make_bars, random_walk, write_bars, write_lines
-from ktrdr_api.errors import DataError, TemporaryError
+from ktrdr_api.errors import CancellationError, DataError, TemporaryError
 from ktrdr_trainer.pipeline.bars import Bars, read_bars
+from ktrdr_trainer.pipeline.csv_table import read_table
 
 START = date(2020, 1, 1)
 END = date(2020, 12, 31)
 
 
 def read(folder: Path, start: date = START, end: date = END) -> Bars:
-    return read_bars(folder, "AAA", "1h", start=start, end=end)
+    return read_bars(folder, "AAA", "1h", start=start, end=end, check_stop=lambda: None)
 
 
 def good_lines(rows: int = 300) -> list[str]:
@@ -214,10 +215,27 @@ def test_read_bars_file_beyond_the_limit_is_refused_unread(tmp_path: Path) -> No
 
 def test_read_bars_name_too_long_for_the_system_is_temporary(tmp_path: Path) -> None:
     with pytest.raises(TemporaryError, match="cannot be read: File name too long"):
-        read_bars(tmp_path, "A" * 300, "1h", start=START, end=END)
+        read_table(tmp_path / ("A" * 300), check_stop=lambda: None)
 
 
 def test_read_bars_folder_in_place_of_file_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "AAA_1h.csv").mkdir()
     with pytest.raises(DataError, match="not found"):
         read(tmp_path)
+
+
+def test_read_bars_of_a_long_file_can_be_stopped_within(tmp_path: Path) -> None:
+    asked: list[int] = []
+    write_lines(tmp_path, [HEADER, *["2020-01-01,1,1,1,1,1"] * 70_000])
+    with pytest.raises(CancellationError):
+        read_bars(tmp_path, "AAA", "1h", start=START, end=END, check_stop=stop_at(asked, 3))
+    assert len(asked) == 3
+
+
+def stop_at(asked: list[int], limit: int) -> Callable[[], None]:
+    def check_stop() -> None:
+        asked.append(1)
+        if len(asked) == limit:
+            raise CancellationError("asked to stop")
+
+    return check_stop

@@ -85,7 +85,12 @@ def test_prepare_row_holds_what_was_known_when_its_bar_closed(folder: Path) -> N
     spec = strategy()
     files = {
         timeframe: read_bars(
-            folder, "BBB", timeframe, start=date(2020, 1, 1), end=date(2020, 12, 31)
+            folder,
+            "BBB",
+            timeframe,
+            start=date(2020, 1, 1),
+            end=date(2020, 12, 31),
+            check_stop=lambda: None,
         )
         for timeframe in ("1h", "4h")
     }
