@@ -50,9 +50,9 @@ def bench(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     ) as pod:
         pod.load(data, "/data")
         yield Workbench(place, kube, pod)
-    kube.run("delete", "namespace", kube.namespace)
+    kube.run("delete", "namespace", kube.namespace, "--wait=false")
     volumes = (f"{kube.namespace}-{claim}" for claim in (DATA_CLAIM, MODELS_CLAIM))
-    kube.run("delete", "pv", *volumes, "--ignore-not-found")
+    kube.run("delete", "pv", *volumes, "--ignore-not-found", "--wait=false")
     _remove_folders(kube)
 
 

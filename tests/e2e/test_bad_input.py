@@ -32,8 +32,10 @@ FAILING = {
     "not-yaml": Case("InvalidStrategy", ("not valid YAML", "line"), "name: [never closed"),
     "missing-symbol": Case("InvalidData", ("DOGE_1h.csv",), spec={"symbols": ["DOGE"]}),
     "bad-date": Case("InvalidData", ("BTC_1h.csv", "yesterday", "101"), spec=data("bad-date")),
-    "nan-prices": Case("InvalidData", ("BTC_1h.csv", "1 %"), spec=data("nan-prices")),
-    "negative-prices": Case("InvalidData", ("BTC_1h.csv", "1 %"), spec=data("negative-prices")),
+    "nan-prices": Case("InvalidData", ("BTC_1h.csv", "row", "1%"), spec=data("nan-prices")),
+    "negative-prices": Case(
+        "InvalidData", ("BTC_1h.csv", "row", "1%"), spec=data("negative-prices")
+    ),
     "empty-file": Case("InvalidData", ("BTC_1h.csv", "empty"), spec=data("empty-file")),
     "too-few-bars": Case("InvalidData", ("BTC", "1h", "200"), spec=data("too-few-bars")),
     "no-image": Case("ImagePullFailed", (ABSENT_IMAGE,), spec={"trainer": {"image": ABSENT_IMAGE}}),
@@ -94,7 +96,7 @@ def test_missing_claim_is_named_and_its_creation_starts_the_job(bench: Workbench
 
     assert status["waiting"]["reason"] == "VolumeNotReady"
     assert f'"{missing}"' in status["waiting"]["message"]
-    assert "Create the claim" in status["waiting"]["message"]
+    assert "create the claim" in status["waiting"]["message"]
     namespace = bench.kube.namespace
     folder = bench.kube.kubeconfig.parent / "volumes" / namespace / missing
     cluster_script(
