@@ -81,8 +81,6 @@ class Reason(StrEnum):
     """The trainer ended with an error."""
     DISRUPTED = "Disrupted"
     """The pod was evicted, preempted, drained or deleted; retried, not counted."""
-    DELETED = "Deleted"
-    """The TrainingJob is being deleted; its pods are being stopped."""
     NOT_APPLICABLE = "NotApplicable"
     """This condition does not apply in the present state."""
 
@@ -91,10 +89,34 @@ class Phase(StrEnum):
     """One word for people, derived from the conditions; programs read conditions."""
 
     PENDING = "Pending"
+    """No pod yet; `waiting` says what is missing."""
     STARTING = "Starting"
+    """The attempt is on record; its pod is being created, placed or pulled."""
     RUNNING = "Running"
+    """The trainer runs."""
     CANCELLING = "Cancelling"
+    """Cancel was asked and the process has not ended yet."""
     RETRYING = "Retrying"
+    """An attempt has ended; the next one follows."""
     SUCCEEDED = "Succeeded"
+    """The model is stored."""
     FAILED = "Failed"
+    """Ended without a model; `failure` says why."""
     CANCELLED = "Cancelled"
+    """Ended on request; the receipt is in `cancellation`."""
+
+
+CONDITIONS_OF_PHASE: Final[dict[Phase, frozenset[ConditionType]]] = {
+    Phase.PENDING: frozenset({ConditionType.RECONCILING}),
+    Phase.STARTING: frozenset({ConditionType.RECONCILING}),
+    Phase.RUNNING: frozenset({ConditionType.RUNNING}),
+    Phase.CANCELLING: frozenset({ConditionType.RECONCILING}),
+    Phase.RETRYING: frozenset({ConditionType.RECONCILING}),
+    Phase.SUCCEEDED: frozenset({ConditionType.COMPLETE, ConditionType.FINISHED}),
+    Phase.FAILED: frozenset({ConditionType.STALLED, ConditionType.FAILED, ConditionType.FINISHED}),
+    Phase.CANCELLED: frozenset(
+        {ConditionType.FAILED, ConditionType.CANCELLED, ConditionType.FINISHED}
+    ),
+}
+"""Which conditions hold in which phase; all others are False. While a trainer that ran is being
+cancelled, `Running` stays True until its process is gone."""

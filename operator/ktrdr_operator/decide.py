@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from ktrdr_api import names
-from ktrdr_api.conditions import ConditionType, Phase, Reason
+from ktrdr_api.conditions import CONDITIONS_OF_PHASE, ConditionType, Phase, Reason
 from ktrdr_api.training_job import Condition, TrainingJobStatus
 from ktrdr_operator.policies import POLICIES
 from ktrdr_operator.policies.draft import Case, Draft, deletion_of, timestamp
@@ -22,17 +22,6 @@ from ktrdr_operator.snapshot import (
 )
 
 C = ConditionType
-_TRUE: Final[dict[Phase, frozenset[ConditionType]]] = {
-    Phase.PENDING: frozenset({C.RECONCILING}),
-    Phase.STARTING: frozenset({C.RECONCILING}),
-    Phase.RUNNING: frozenset({C.RUNNING}),
-    Phase.CANCELLING: frozenset({C.RECONCILING}),
-    Phase.RETRYING: frozenset({C.RECONCILING}),
-    Phase.SUCCEEDED: frozenset({C.COMPLETE, C.FINISHED}),
-    Phase.FAILED: frozenset({C.STALLED, C.FAILED, C.FINISHED}),
-    Phase.CANCELLED: frozenset({C.FAILED, C.CANCELLED, C.FINISHED}),
-}
-"""Which conditions hold in which phase; all others are False. The table of the API reference."""
 _WARNING_REASONS: Final = frozenset(
     {
         Reason.UNSCHEDULABLE,
@@ -134,7 +123,7 @@ def _restamp(job: JobView) -> TrainingJobStatus:
 
 def _conditions(job: JobView, draft: Draft, now: datetime) -> tuple[Condition, ...]:
     before = {c.type: c for c in job.status.conditions}
-    true = _TRUE[draft.phase]
+    true = CONDITIONS_OF_PHASE[draft.phase]
     if draft.phase is Phase.CANCELLING and is_true(job.status, C.RUNNING):
         true |= {C.RUNNING}  # the process lives until it is gone
     conditions = []
