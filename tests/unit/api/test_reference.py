@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 def test_reference_documents_every_member(enum: type[StrEnum]) -> None:
     texts = documented(enum)
     assert list(texts) == [member.value for member in enum]
-    assert all(text.endswith(".") or text.endswith(")") for text in texts.values())
+    assert all(text.endswith((".", ")")) for text in texts.values())
 
 
 def test_reference_page_is_what_the_code_says() -> None:
