@@ -249,7 +249,7 @@ def _metadata(job: JobView, name: str, attempt: int | None = None) -> Manifest:
 def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
     """The operator's whole share of status, for server-side apply; progress is the trainer's.
 
-    The UID in it makes the API server refuse the patch for a newer job of the same name.
+    The UID in it keeps a newer job of the same name from getting it: `Cluster.apply` compares.
     """
     body = json.loads(
         status.model_dump_json(by_alias=True, exclude_none=True, exclude={"progress"})

@@ -25,7 +25,7 @@ from ktrdr_operator.leader import Leader
 from ktrdr_operator.metrics import Metrics
 from kube import Kube, training_job
 
-IDLE = {"strategy": {"configMapKeyRef": {"name": "none", "key": "none"}}}
+IDLE: Raw = {"strategy": {"configMapKeyRef": {"name": "none", "key": "none"}}}
 """A job that an operator, should one serve this cluster, leaves waiting for ever."""
 
 pytestmark = pytest.mark.usefixtures("crd")

@@ -23,7 +23,7 @@ from ktrdr_operator.session import WatchFilter
 from ktrdr_operator.store import JobKey, Store
 from kube import Kube, training_job
 
-IDLE = {"strategy": {"configMapKeyRef": {"name": "none", "key": "none"}}}
+IDLE: Raw = {"strategy": {"configMapKeyRef": {"name": "none", "key": "none"}}}
 """A job that an operator, should one serve this cluster, leaves waiting for ever."""
 
 pytestmark = pytest.mark.usefixtures("crd")

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -18,6 +19,7 @@ from ktrdr_client.cluster import (
     Forbidden,
     Invalid,
     NotFound,
+    Resource,
     TooManyRequests,
     Unreachable,
     _proxy_of_environment,
@@ -63,7 +65,9 @@ def refusal(status: int, reason: str, message: str, **headers: str) -> web.Respo
         (PODS, ("ns", "../secrets"), "/api/v1/namespaces/ns/pods/..%2Fsecrets"),
     ],
 )
-def test_resource_path_addresses_object(resource, args, want) -> None:
+def test_resource_path_addresses_object(
+    resource: Resource, args: tuple[str, ...], want: str
+) -> None:
     assert resource.path(*args) == want
 
 
@@ -79,7 +83,9 @@ def test_resource_path_addresses_object(resource, args, want) -> None:
         (500, "InternalError", ApiError),
     ],
 )
-def test_error_from_answer_of_status_object_has_type_and_words(status, reason, kind) -> None:
+def test_error_from_answer_of_status_object_has_type_and_words(
+    status: int, reason: str, kind: type[ApiError]
+) -> None:
     body = f'{{"reason":"{reason}","message":"no","details":{{"retryAfterSeconds":3}}}}'.encode()
     error = error_from_answer(status, {}, body)
     assert type(error) is kind
@@ -88,7 +94,7 @@ def test_error_from_answer_of_status_object_has_type_and_words(status, reason, k
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"null"])
-def test_error_from_answer_of_foreign_body_is_still_an_api_error(body) -> None:
+def test_error_from_answer_of_foreign_body_is_still_an_api_error(body: bytes) -> None:
     error = error_from_answer(520, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, body)
     assert type(error) is ApiError
     assert (error.status, error.reason, error.retry_after_seconds) == (520, "HTTP520", None)
@@ -156,7 +162,9 @@ async def test_cluster_apply_sends_manager_force_and_patch_type() -> None:
         ),
     ],
 )
-async def test_cluster_delete_tells_whether_this_object_was_deleted(answer, want) -> None:
+async def test_cluster_delete_tells_whether_this_object_was_deleted(
+    answer: Callable[[], web.Response], want: bool
+) -> None:
     async def handler(request: web.Request) -> web.Response:
         options = await request.json()
         assert options["preconditions"] == {"uid": "u"}
@@ -212,7 +220,7 @@ async def test_cluster_without_server_raises_unreachable(unused_tcp_port: int) -
     assert counted == [("GET", "<error>")]
 
 
-async def test_cluster_connect_with_missing_kubeconfig_names_the_file(tmp_path) -> None:
+async def test_cluster_connect_with_missing_kubeconfig_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match=r"nowhere\.yaml"):
         await Cluster.connect(kubeconfig=tmp_path / "nowhere.yaml")
 
@@ -253,7 +261,9 @@ async def test_cluster_status_apply_amid_progress_reads_again_and_gives_up_at_la
 
 
 @pytest.mark.parametrize(("server", "want"), [("https://a:1", "http://p:2"), ("https://b", None)])
-def test_proxy_of_environment_obeys_no_proxy(monkeypatch, server, want) -> None:
+def test_proxy_of_environment_obeys_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, server: str, want: str | None
+) -> None:
     monkeypatch.setenv("https_proxy", "http://p:2")
     monkeypatch.setenv("no_proxy", "b")
     assert _proxy_of_environment(server) == want

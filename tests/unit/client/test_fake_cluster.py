@@ -109,7 +109,9 @@ async def test_fake_list_selects_by_namespace_and_label() -> None:
 
 
 @pytest.mark.parametrize(("after_effect", "want"), [(False, 0), (True, 1)])
-async def test_fake_fault_strikes_nth_call_before_or_after_its_effect(after_effect, want) -> None:
+async def test_fake_fault_strikes_nth_call_before_or_after_its_effect(
+    after_effect: bool, want: int
+) -> None:
     cluster = FakeCluster()
     cluster.fail_next("create", LOST, resource=PODS, after_effect=after_effect, nth=2)
     await cluster.create(CONFIG_MAPS, job())

@@ -5,7 +5,6 @@ import pytest
 
 from ktrdr_client.cluster import EVENTS, Forbidden, Raw, Unreachable
 from ktrdr_client.testing import FakeCluster
-from ktrdr_operator import events as events_module
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.metrics import Metrics
 
@@ -76,12 +75,12 @@ async def test_event_refused_is_counted_and_the_next_goes_on() -> None:
     assert b"ktrdr_events_dropped_total 1.0" in metrics.exposition()
 
 
-async def test_event_whose_answer_was_lost_is_posted_once(monkeypatch) -> None:
+async def test_event_whose_answer_was_lost_is_posted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def no_wait(_: float) -> None:
         await real_sleep(0)
 
     real_sleep = asyncio.sleep
-    monkeypatch.setattr(events_module.asyncio, "sleep", no_wait)
+    monkeypatch.setattr("ktrdr_operator.events.asyncio.sleep", no_wait)
     cluster = FakeCluster()
     cluster.fail_next("create", Unreachable(0, "ClientOSError", "reset"), after_effect=True)
     task = asyncio.create_task(posted(cluster, ("A", "x")))
@@ -92,7 +91,9 @@ async def test_event_whose_answer_was_lost_is_posted_once(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("limit", [5])
-async def test_event_queue_when_full_drops_counts_and_never_blocks(monkeypatch, limit) -> None:
+async def test_event_queue_when_full_drops_counts_and_never_blocks(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     cluster, metrics = FakeCluster(), Metrics()
     recorder = EventRecorder(cluster, metrics, lambda: NOW, asyncio.Queue(limit))
     for number in range(limit + 3):

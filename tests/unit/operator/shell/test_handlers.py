@@ -40,7 +40,8 @@ class RecordingQueue(WorkQueue[JobKey]):
 
     def take(self) -> list[bool]:
         """Urgency of each key added since the last call."""
-        return self.__dict__.pop("added", [])
+        added: list[bool] = self.__dict__.pop("added", [])
+        return added
 
 
 @pytest.fixture
@@ -57,14 +58,18 @@ async def handlers(queue: RecordingQueue) -> Handlers:
     return Handlers(store, queue, metrics, watch_filter)
 
 
-async def test_job_seen_first_is_stored_and_enqueued_once(handlers, queue) -> None:
+async def test_job_seen_first_is_stored_and_enqueued_once(
+    handlers: Handlers, queue: RecordingQueue
+) -> None:
     await handlers.on_job(event(None, job()))
     await handlers.on_job(event("ADDED", job()))
     assert handlers.store.jobs[KEY] == job()
     assert queue.take() == [False]
 
 
-async def test_job_whose_status_changes_is_enqueued_again(handlers, queue) -> None:
+async def test_job_whose_status_changes_is_enqueued_again(
+    handlers: Handlers, queue: RecordingQueue
+) -> None:
     await handlers.on_job(event("ADDED", job()))
     await handlers.on_job(event("MODIFIED", job(2, status={"phase": "Running"})))
     await handlers.on_job(event("MODIFIED", job(3, status={"phase": "Running"})))
@@ -83,14 +88,16 @@ async def test_job_whose_status_changes_is_enqueued_again(handlers, queue) -> No
         ),
     ],
 )
-async def test_job_that_shall_end_is_urgent_until_it_has(handlers, queue, wish, urgent) -> None:
+async def test_job_that_shall_end_is_urgent_until_it_has(
+    handlers: Handlers, queue: RecordingQueue, wish: Raw, urgent: bool
+) -> None:
     await handlers.on_job(event("ADDED", job()))
     queue.take()
     await handlers.on_job(event("MODIFIED", wish))
     assert queue.take() == [urgent]
 
 
-async def test_job_deleted_is_dropped_and_urgent(handlers, queue) -> None:
+async def test_job_deleted_is_dropped_and_urgent(handlers: Handlers, queue: RecordingQueue) -> None:
     await handlers.on_job(event("ADDED", job()))
     await handlers.on_job(event("DELETED", job(2)))
     assert handlers.store.jobs == {}
@@ -98,13 +105,17 @@ async def test_job_deleted_is_dropped_and_urgent(handlers, queue) -> None:
     assert queue.take() == [False, True, False]
 
 
-async def test_job_deleted_late_spares_its_successor_of_the_same_name(handlers, queue) -> None:
+async def test_job_deleted_late_spares_its_successor_of_the_same_name(
+    handlers: Handlers, queue: RecordingQueue
+) -> None:
     await handlers.on_job(event("ADDED", job(5, uid="new")))
     await handlers.on_job(event("DELETED", job(2)))
     assert handlers.store.jobs[KEY]["metadata"]["uid"] == "new"
 
 
-async def test_job_event_older_than_our_own_write_keeps_the_newer_state(handlers, queue) -> None:
+async def test_job_event_older_than_our_own_write_keeps_the_newer_state(
+    handlers: Handlers, queue: RecordingQueue
+) -> None:
     written = job(11, spec={"cancel": True}, status={"phase": "Pending"})
     handlers.store.put_job(written)
     await handlers.on_job(event("MODIFIED", job(9)))
@@ -124,14 +135,16 @@ async def test_job_event_older_than_our_own_write_keeps_the_newer_state(handlers
         (event("MODIFIED", pod("Failed")), {}, False),
     ],
 )
-async def test_pod_end_is_urgent_when_awaited(handlers, last, spec, urgent) -> None:
+async def test_pod_end_is_urgent_when_awaited(
+    handlers: Handlers, *, queue: RecordingQueue, last: kopf.RawEvent, spec: Raw, urgent: bool
+) -> None:
     handlers.store.put_job(job(spec=spec))
     await handlers.on_pod(last)
-    assert handlers.queue.take() == [urgent]
+    assert queue.take() == [urgent]
     assert (KEY in handlers.store.pods) == (last["type"] != "DELETED")
 
 
-async def test_pod_without_our_label_is_ignored(handlers, queue) -> None:
+async def test_pod_without_our_label_is_ignored(handlers: Handlers, queue: RecordingQueue) -> None:
     stranger = pod()
     stranger["metadata"]["labels"] = {}
     await handlers.on_pod(event("ADDED", stranger))

@@ -5,7 +5,6 @@ import pytest
 
 from ktrdr_client.cluster import LEASES, Raw, Unreachable
 from ktrdr_client.testing import FakeCluster
-from ktrdr_operator import leader as leader_module
 from ktrdr_operator.leader import Leader, LeaseLostError
 
 DOWN = Unreachable(0, "ClientOSError", "refused")
@@ -30,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock.now += seconds
         await real_sleep(0)
 
-    monkeypatch.setattr(leader_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr("ktrdr_operator.leader.asyncio.sleep", sleep)
     return clock
 
 
@@ -50,7 +49,7 @@ def ignore() -> None:
     """A beat nobody listens to."""
 
 
-async def test_leader_alone_acquires_and_releases_for_the_next(clock) -> None:
+async def test_leader_alone_acquires_and_releases_for_the_next(clock: Clock) -> None:
     cluster = FakeCluster()
     first, second = (candidate(cluster, clock, name) for name in "ab")
     await first.acquire(ignore)
@@ -62,7 +61,7 @@ async def test_leader_alone_acquires_and_releases_for_the_next(clock) -> None:
     assert lease(cluster)["leaseTransitions"] == 1
 
 
-async def test_leader_that_died_is_followed_after_its_lease(clock) -> None:
+async def test_leader_that_died_is_followed_after_its_lease(clock: Clock) -> None:
     cluster = FakeCluster()
     await candidate(cluster, clock, "dead").acquire(ignore)
     await candidate(cluster, clock, "heir").acquire(ignore)
@@ -70,7 +69,7 @@ async def test_leader_that_died_is_followed_after_its_lease(clock) -> None:
     assert lease(cluster)["holderIdentity"] == "heir"
 
 
-async def test_leader_that_renews_is_never_followed(clock) -> None:
+async def test_leader_that_renews_is_never_followed(clock: Clock) -> None:
     cluster = FakeCluster()
     first = candidate(cluster, clock, "a")
     await first.acquire(ignore)
@@ -85,7 +84,7 @@ async def test_leader_that_renews_is_never_followed(clock) -> None:
     await asyncio.gather(holding, waiting, return_exceptions=True)
 
 
-async def test_leader_taken_over_ends(clock) -> None:
+async def test_leader_taken_over_ends(clock: Clock) -> None:
     cluster = FakeCluster()
     leader = candidate(cluster, clock, "a")
     await leader.acquire(ignore)
@@ -97,7 +96,7 @@ async def test_leader_taken_over_ends(clock) -> None:
         await leader.hold(ignore)
 
 
-async def test_leader_that_cannot_renew_ends_before_others_start(clock) -> None:
+async def test_leader_that_cannot_renew_ends_before_others_start(clock: Clock) -> None:
     cluster = FakeCluster()
     leader = candidate(cluster, clock, "a")
     await leader.acquire(ignore)
@@ -108,7 +107,7 @@ async def test_leader_that_cannot_renew_ends_before_others_start(clock) -> None:
     assert clock.now < 15
 
 
-async def test_leader_survives_a_short_outage(clock) -> None:
+async def test_leader_survives_a_short_outage(clock: Clock) -> None:
     cluster = FakeCluster()
     leader = candidate(cluster, clock, "a")
     await leader.acquire(ignore)
@@ -123,14 +122,14 @@ async def test_leader_survives_a_short_outage(clock) -> None:
     assert beats[0] == 8.0
 
 
-async def test_leader_race_of_two_has_one_winner(clock) -> None:
+async def test_leader_race_of_two_has_one_winner(clock: Clock) -> None:
     cluster = FakeCluster()
     one, two = (candidate(cluster, clock, name) for name in "ab")
     wins = await asyncio.gather(one._try(), two._try())
     assert sorted(wins) == [False, True]
 
 
-async def test_leader_release_spares_the_lease_of_another(clock) -> None:
+async def test_leader_release_spares_the_lease_of_another(clock: Clock) -> None:
     cluster = FakeCluster()
     await candidate(cluster, clock, "a").acquire(ignore)
     await candidate(cluster, clock, "b").release()

@@ -43,8 +43,10 @@ async def test_until_part_that_dies_raises() -> None:
         await until(asyncio.Event(), die())
 
 
-def test_main_with_bad_settings_names_the_variable_and_exits_2(monkeypatch) -> None:
-    monkeypatch.setattr(entry.logs, "configure", lambda *_: None)
+def test_main_with_bad_settings_names_the_variable_and_exits_2(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ktrdr_operator.logs.configure", lambda *_: None)
     monkeypatch.setenv("KTRDR_WORKERS", "many")
     monkeypatch.delenv("KTRDR_TRAINER_IMAGE", raising=False)
     said: list[str] = []

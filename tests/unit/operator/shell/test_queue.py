@@ -59,7 +59,9 @@ async def run_until_idle(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_queue_of_many_events_about_one_key_works_once(queue, clock) -> None:
+async def test_queue_of_many_events_about_one_key_works_once(
+    queue: WorkQueue[str], clock: Clock
+) -> None:
     queue.add("a")
     clock.now += 2
     for _ in range(100):
@@ -70,7 +72,9 @@ async def test_queue_of_many_events_about_one_key_works_once(queue, clock) -> No
     assert len(queue) == 0
 
 
-async def test_queue_takes_urgent_keys_first_and_keeps_their_waiting_time(queue, clock) -> None:
+async def test_queue_takes_urgent_keys_first_and_keeps_their_waiting_time(
+    queue: WorkQueue[str], clock: Clock
+) -> None:
     for key in ("a", "b", "c"):
         queue.add(key)
     clock.now += 5
@@ -80,7 +84,9 @@ async def test_queue_takes_urgent_keys_first_and_keeps_their_waiting_time(queue,
     assert await drained(queue) == [("c", 5.0), ("d", 0.0), ("a", 5.0), ("b", 5.0)]
 
 
-async def test_queue_key_added_while_in_work_runs_again_and_never_twice_at_once(queue) -> None:
+async def test_queue_key_added_while_in_work_runs_again_and_never_twice_at_once(
+    queue: WorkQueue[str],
+) -> None:
     running: set[str] = set()
     runs: list[str] = []
     release = asyncio.Event()
@@ -106,7 +112,9 @@ async def test_queue_key_added_while_in_work_runs_again_and_never_twice_at_once(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_queue_key_made_urgent_while_in_work_overtakes_when_it_comes_back(queue) -> None:
+async def test_queue_key_made_urgent_while_in_work_overtakes_when_it_comes_back(
+    queue: WorkQueue[str],
+) -> None:
     got: list[str] = []
 
     async def work(key: str, _: float) -> None:
@@ -120,7 +128,9 @@ async def test_queue_key_made_urgent_while_in_work_overtakes_when_it_comes_back(
     assert got == ["a", "a", "b"]
 
 
-async def test_queue_delayed_key_comes_when_due_and_earlier_appointment_wins(queue, clock) -> None:
+async def test_queue_delayed_key_comes_when_due_and_earlier_appointment_wins(
+    queue: WorkQueue[str], clock: Clock
+) -> None:
     queue.add_after("a", 60)
     queue.add_after("a", 10)
     queue.add_after("a", 30)
@@ -148,7 +158,7 @@ async def test_queue_wakes_a_sleeping_worker_for_a_delayed_key() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_queue_retry_backs_off_to_a_cap_and_forget_resets(queue) -> None:
+def test_queue_retry_backs_off_to_a_cap_and_forget_resets(queue: WorkQueue[str]) -> None:
     delays = [queue.retry("a") for _ in range(40)]
     ceilings = [min(60.0, 0.5 * 2**n) for n in range(40)]
     for delay, ceiling in zip(delays, ceilings, strict=True):
@@ -157,7 +167,7 @@ def test_queue_retry_backs_off_to_a_cap_and_forget_resets(queue) -> None:
     assert queue.retry("a") <= 0.5
 
 
-async def test_queue_failing_key_does_not_delay_others(queue, clock) -> None:
+async def test_queue_failing_key_does_not_delay_others(queue: WorkQueue[str], clock: Clock) -> None:
     got: list[str] = []
 
     async def work(key: str, _: float) -> None:
@@ -181,7 +191,9 @@ actions = st.lists(
 
 
 @given(actions)
-def test_queue_whatever_is_added_is_worked_on_once_at_the_latest_due_time(steps) -> None:
+def test_queue_whatever_is_added_is_worked_on_once_at_the_latest_due_time(
+    steps: list[tuple[str, str]],
+) -> None:
     clock = Clock()
     queue = WorkQueue[str](clock=clock, random=dice())
     for key, action in steps:

@@ -116,7 +116,7 @@ def test_merge_with_nothing_known_is_the_list() -> None:
     assert merge([], [], listed) == listed
 
 
-async def test_resync_runs_at_once_after_kopf_listed_anew(monkeypatch) -> None:
+async def test_resync_runs_at_once_after_kopf_listed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resync_module, "SETTLE_SECONDS", 0.01)
     cluster = FakeCluster()
     resync = build(cluster)

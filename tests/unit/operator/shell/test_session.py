@@ -62,7 +62,7 @@ def watch_filter(clock: Clock, beats: list[str]) -> WatchFilter:
     return WatchFilter(Store(), Metrics(), clock, beats.append, relisted=asyncio.Event())
 
 
-def test_filter_drops_mere_progress_and_keeps_its_value(watch_filter) -> None:
+def test_filter_drops_mere_progress_and_keeps_its_value(watch_filter: WatchFilter) -> None:
     watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
     lines = [line("MODIFIED", job(n)) for n in range(2, 6)]
     assert [watch_filter.keeps(text) for text in lines] == [False] * 4
@@ -85,7 +85,7 @@ def test_filter_drops_mere_progress_and_keeps_its_value(watch_filter) -> None:
         {name: value for name, value in job(2).items() if name != "status"},
     ],
 )
-def test_filter_passes_every_other_change_once(watch_filter, change) -> None:
+def test_filter_passes_every_other_change_once(watch_filter: WatchFilter, change: Raw) -> None:
     watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
     assert watch_filter.keeps(line("MODIFIED", change))
     again = copy.deepcopy(change)
@@ -94,7 +94,7 @@ def test_filter_passes_every_other_change_once(watch_filter, change) -> None:
     assert watch_filter.keeps(line("MODIFIED", job(4))), "and back again"
 
 
-def test_filter_passes_added_deleted_bookmark_and_error(watch_filter) -> None:
+def test_filter_passes_added_deleted_bookmark_and_error(watch_filter: WatchFilter) -> None:
     status = {"kind": "Status", "code": 410}
     bookmark = {"kind": "TrainingJob", "metadata": {"resourceVersion": "9"}}
     for text in (
@@ -107,13 +107,13 @@ def test_filter_passes_added_deleted_bookmark_and_error(watch_filter) -> None:
         assert watch_filter.keeps(text)
 
 
-def test_filter_after_deleted_knows_the_uid_no_more(watch_filter) -> None:
+def test_filter_after_deleted_knows_the_uid_no_more(watch_filter: WatchFilter) -> None:
     assert watch_filter.keeps(line("ADDED", job(1)))
     assert watch_filter.keeps(line("DELETED", job(2)))
     assert watch_filter.keeps(line("MODIFIED", job(3)))
 
 
-def test_filter_unknown_uid_passes_first(watch_filter) -> None:
+def test_filter_unknown_uid_passes_first(watch_filter: WatchFilter) -> None:
     watch_filter.seed(b'{"items": null}')
     assert watch_filter.keeps(line("MODIFIED", job(1, uid="new")))
     assert not watch_filter.keeps(line("MODIFIED", job(2, uid="new")))
@@ -126,7 +126,7 @@ def test_essence_ignores_order_of_keys() -> None:
     assert essence(turned) == essence(job(1))
 
 
-def test_filter_progress_age_is_by_our_clock(watch_filter, clock) -> None:
+def test_filter_progress_age_is_by_our_clock(watch_filter: WatchFilter, clock: Clock) -> None:
     watch_filter.store.put_job(job(1))
     watch_filter.keeps(line("ADDED", job(1)))
     clock.now = 7.0
@@ -155,7 +155,9 @@ async def server(chunks: list[bytes]) -> AsyncIterator[Cluster]:
         await cluster.close()
 
 
-async def test_session_watch_cut_anywhere_yields_whole_kept_lines(watch_filter, beats) -> None:
+async def test_session_watch_cut_anywhere_yields_whole_kept_lines(
+    watch_filter: WatchFilter, beats: list[str]
+) -> None:
     kept = line("MODIFIED", job(4, stage="Saving", message="ü" * 1000))
     stream = b"\n".join(
         [line("MODIFIED", job(n)) for n in (2, 3)] + [kept, line("MODIFIED", job(5))]
@@ -176,7 +178,9 @@ async def test_session_watch_cut_anywhere_yields_whole_kept_lines(watch_filter, 
     assert len(beats) >= 2
 
 
-async def test_session_pod_watch_passes_untouched_but_beats(watch_filter, beats) -> None:
+async def test_session_pod_watch_passes_untouched_but_beats(
+    watch_filter: WatchFilter, beats: list[str]
+) -> None:
     stream = line("MODIFIED", job(1)) + b"\n"
     path = PODS.path(None)
     async with (

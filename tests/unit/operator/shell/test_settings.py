@@ -36,7 +36,9 @@ def test_settings_empty_variable_counts_as_absent(monkeypatch: pytest.MonkeyPatc
         ("LEADER_ELECTION", "true", "needs KTRDR_LEASE_NAMESPACE"),
     ],
 )
-def test_settings_bad_value_is_refused_by_name(monkeypatch, name, value, message) -> None:
+def test_settings_bad_value_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
     monkeypatch.setenv(f"KTRDR_{name}", value)
     with pytest.raises(ValidationError, match=message):
         Settings()
