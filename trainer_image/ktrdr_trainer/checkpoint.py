@@ -6,8 +6,6 @@ The previous checkpoint stays until the next is durable, and is used if the newe
 """
 
 import json
-import logging
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -26,8 +24,6 @@ from ktrdr_trainer.state import RunState, StateModel
 FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
 """The newest, and one to fall back to."""
-
-_logger = logging.getLogger(__name__)
 
 
 class Manifest(StateModel):
@@ -76,24 +72,14 @@ class CheckpointStore:
         job_uid: Tells same-named jobs apart; another job's checkpoint is refused.
         attempt: From 1; an attempt never writes beside a later one.
         clock: For the time in the manifest.
-        on_saved: Told, in the writer's thread, of every checkpoint that is durable.
     """
 
-    def __init__(
-        self,
-        output: Path,
-        *,
-        job_uid: str,
-        attempt: int,
-        clock: Clock,
-        on_saved: Callable[[CheckpointRef], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, output: Path, *, job_uid: str, attempt: int, clock: Clock) -> None:
         self.folder = output / "checkpoints" / job_uid
         self._output = output
         self._job_uid = job_uid
         self._attempt = attempt
         self._clock = clock
-        self._on_saved = on_saved
 
     def latest(self) -> Found:
         """The newest whole checkpoint of this job; damaged ones are named in `problems`.
@@ -108,7 +94,6 @@ class CheckpointStore:
                 return Found(self._load(path), tuple(problems))
             except _DamagedError as error:
                 problems.append(f"checkpoint {path.stem} is damaged and was passed over: {error}")
-                _logger.warning(problems[-1])
         return Found(None, tuple(problems))
 
     def save(self, snapshot: Snapshot) -> CheckpointRef:
@@ -135,9 +120,7 @@ class CheckpointStore:
             files.write_durably(self.folder / f"{stem}.safetensors", tensors)
             files.write_durably(self.folder / f"{stem}.json", text)
             self._prune()
-        ref = self._ref(manifest, self.folder / f"{stem}.json", digest)
-        self._on_saved(ref)
-        return ref
+        return self._ref(manifest, self.folder / f"{stem}.json", digest)
 
     def _manifests(self) -> list[Path]:
         """Newest first: names sort by attempt, then step."""

@@ -234,10 +234,10 @@ class _Run:
 
     def _train_epoch(self, token: StopToken) -> None:
         epoch, per_chunk = len(self._history) + 1, self._plan.batches_per_chunk
+        self._now, self._rate = self._clock.monotonic(), 0.0
         order = permutation(
             len(self._train), seed=self._config.seed, epoch=epoch, device=self._best.device
         )
-        self._now, self._rate = self._clock.monotonic(), 0.0
         meter = _Meter(self._now)
         chunk, inside = divmod(self._position.batch, per_chunk)
         ahead: deque[ChunkRun] = deque()

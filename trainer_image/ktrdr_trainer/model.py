@@ -3,7 +3,7 @@
 `loop` trains it, `metrics` and `artifact` run it. Gradients are written out by hand with the very
 operators autograd would call (a test compares them bit by bit): at batch 32 a step's forward and
 backward take 80 us instead of 210 us, because nothing records a graph (measured on one core; see
-docs/decisions/0006-explicit-gradients.md).
+docs/decisions/0008-explicit-gradients.md).
 
 Shapes: B rows, F features, H units of a hidden layer, C = 3 classes, P parameters.
 """

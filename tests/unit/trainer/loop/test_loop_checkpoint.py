@@ -11,7 +11,7 @@ import torch
 from ktrdr_api.errors import CheckpointError, TemporaryError
 from ktrdr_api.run_contract import CheckpointRef
 from ktrdr_trainer import files
-from ktrdr_trainer.checkpoint import CheckpointStore, CheckpointWriter, Snapshot
+from ktrdr_trainer.checkpoint import CheckpointWriter, Snapshot
 from ktrdr_trainer.state import EpochRecord, Position, RunState, Selection
 from loop_builders import store
 
@@ -171,26 +171,14 @@ def test_writing_errors_name_path_and_remedy() -> None:
             raise OSError(number, "what the system says")
 
 
-def test_writer_saves_in_the_background_and_tells(tmp_path: Path) -> None:
-    told: list[CheckpointRef] = []
-    told_from: list[str] = []
-
-    def on_saved(ref: CheckpointRef) -> None:
-        told.append(ref)
-        told_from.append(threading.current_thread().name)
-
-    base = store(tmp_path)
-    checkpoints = CheckpointStore(
-        tmp_path, job_uid="job-1", attempt=1, clock=base._clock, on_saved=on_saved
-    )
-    with CheckpointWriter(checkpoints) as writer:
+def test_writer_saves_in_the_background_and_leaves_no_thread(tmp_path: Path) -> None:
+    with CheckpointWriter(store(tmp_path)) as writer:
         assert writer.finish() is None
         writer.submit(snapshot(10))
-        first = writer.finish()
-        second = writer.save(snapshot(20))
+        first, second = writer.finish(), writer.save(snapshot(20))
         assert not writer.is_busy
-    assert told == [first, second]
-    assert all(name.startswith("checkpoint") for name in told_from)
+    assert first is not None
+    assert (first.step, second.step) == (10, 20)
     assert not [t for t in threading.enumerate() if t.name.startswith("checkpoint")]
 
 

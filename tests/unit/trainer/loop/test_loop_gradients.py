@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.class_weight import compute_class_weight  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from ktrdr_api.errors import DataError, StrategyError
@@ -88,8 +88,7 @@ def test_step_ten_times_equals_fused_torch_adam(clip: float | None, weight_decay
     config = _config()
     parameters = initial_parameters(config, 1)
     reference = Reference(config, parameters)
-    settings = {"lr": 0.01, "weight_decay": weight_decay}
-    adam = torch.optim.Adam(reference.parameters(), fused=True, **settings)
+    adam = torch.optim.Adam(reference.parameters(), lr=0.01, weight_decay=weight_decay, fused=True)
     criterion = nn.CrossEntropyLoss(weight=_WEIGHTS)
     model = Mlp(config, parameters)
     learner = Learner(

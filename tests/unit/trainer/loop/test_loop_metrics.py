@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    accuracy_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
 from ktrdr_api.errors import CancellationError
 from ktrdr_trainer.dataset import rows_on

@@ -50,7 +50,7 @@ def test_training_without_dropout_equals_a_plain_torch_loop(tmp_path: Path) -> N
     want = []
     for epoch in (1, 2):
         losses = []
-        for batch in permutation(300, seed=config.seed, epoch=epoch, device=CPU).split(16):
+        for batch in torch.split(permutation(300, seed=config.seed, epoch=epoch, device=CPU), 16):
             adam.zero_grad()
             loss = criterion(network(train.features[batch]), train.labels[batch])
             loss.backward()
