@@ -78,7 +78,8 @@ async def _fetch_owner(cluster: ClusterApi, store: Store, key: JobKey) -> None:
     """Ask the API server before believing that pods have outlived their TrainingJob."""
     raw = store.jobs.get(key)
     known = raw["metadata"]["uid"] if raw else None
-    owners = {training_job_uid(pod["metadata"]) for pod in store.pods.get(key, {}).values()}
+    staying = (pod["metadata"] for pod in store.pods.get(key, {}).values())
+    owners = {training_job_uid(pod) for pod in staying if "deletionTimestamp" not in pod}
     if not owners - {"", known}:
         return
     newest = await cluster.get(TRAINING_JOBS, key.namespace, key.name)
