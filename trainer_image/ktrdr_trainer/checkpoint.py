@@ -6,6 +6,7 @@ The previous checkpoint stays until the next is durable, and is used if the newe
 """
 
 import json
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -24,6 +25,8 @@ from ktrdr_trainer.state import RunState, StateModel
 FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
 """The newest, and one to fall back to."""
+_NAME: Final = re.compile(r"\d+-\d+")
+"""Attempt and step; files of other names are not ours."""
 
 
 class Manifest(StateModel):
@@ -123,12 +126,13 @@ class CheckpointStore:
         return self._ref(manifest, self.folder / f"{stem}.json", digest)
 
     def _manifests(self) -> list[Path]:
-        """Newest first: names sort by attempt, then step."""
-        return sorted(self.folder.glob("*.json"), reverse=True)
+        """Newest first: by attempt, then step."""
+        ours = [path for path in self.folder.glob("*.json") if _NAME.fullmatch(path.stem)]
+        return sorted(ours, key=_order, reverse=True)
 
     def _refuse_if_superseded(self) -> None:
         for path in self._manifests():
-            if int(path.stem.partition("-")[0]) > self._attempt:
+            if _order(path)[0] > self._attempt:
                 raise CheckpointError(
                     f"{path}: attempt {self._attempt} may not write: a later attempt has begun"
                 )
@@ -172,7 +176,8 @@ class CheckpointStore:
         kept = {path.stem for path in self._manifests()[:_KEPT]}
         for pattern in ("*.json", "*.safetensors", f"{files.TEMPORARY_PREFIX}*"):
             for path in self.folder.glob(pattern):
-                if path.stem not in kept:
+                name = path.stem.removeprefix(files.TEMPORARY_PREFIX)
+                if path.stem not in kept and _NAME.fullmatch(name):
                     path.unlink(missing_ok=True)
 
 
@@ -216,8 +221,8 @@ class CheckpointWriter:
             CheckpointError, TemporaryError: As `CheckpointStore.save`.
         """
         self.finish()
-        self.submit(snapshot)
-        return self.finish() or self._store.save(snapshot)
+        self.last = self._store.save(snapshot)
+        return self.last
 
     def finish(self) -> CheckpointRef | None:
         """Wait for what is on its way; the last durable checkpoint of this attempt.
@@ -232,6 +237,11 @@ class CheckpointWriter:
     def _collect(self, write: Future[CheckpointRef]) -> None:
         self._write = None
         self.last = write.result()
+
+
+def _order(path: Path) -> tuple[int, int]:
+    attempt, _, step = path.stem.partition("-")
+    return int(attempt), int(step)
 
 
 class _DamagedError(Exception):

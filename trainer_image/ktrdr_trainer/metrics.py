@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ktrdr_api.errors import DataError
 from ktrdr_trainer.dataset import Rows
 from ktrdr_trainer.model import CLASSES, Mlp
 from ktrdr_trainer.stop import StopToken
@@ -34,6 +35,7 @@ def evaluate(
         never predicted, or never occurs, counts with precision or recall 0.
 
     Raises:
+        DataError: Every row is of a class that the training split lacks.
         CancellationError: The token was set.
     """
     weights = class_weights.to(rows.labels.device)
@@ -49,6 +51,11 @@ def evaluate(
         confusion += torch.bincount(pairs, minlength=CLASSES * CLASSES)
     counts = confusion.view(CLASSES, CLASSES).double().cpu()
     weight_sum = (counts.sum(1) * weights.double().cpu()).sum()
+    if not weight_sum:
+        raise DataError(
+            "no row of a later split has a class that the training split has; "
+            "use a longer date range"
+        )
     return {"loss": float(loss_sum.cpu() / weight_sum), **_scores(counts)}
 
 

@@ -11,7 +11,7 @@ import torch
 from loop_builders import loop_config, run_training
 
 KILLS = 3
-CONFIG = loop_config(epochs=60, batch_size=2, checkpoint_period_seconds=0.001)
+CONFIG = loop_config(epochs=150, batch_size=2, checkpoint_period_seconds=0.001)
 
 _VICTIM = """
 import sys, torch
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from loop_builders import loop_config, run_training
 from ktrdr_trainer.slot import system_clock
-config = loop_config(epochs=60, batch_size=2, checkpoint_period_seconds=0.001)
+config = loop_config(epochs=150, batch_size=2, checkpoint_period_seconds=0.001)
 run_training(Path(sys.argv[1]), config, attempt=int(sys.argv[3]), clock=system_clock())
 """
 

@@ -152,12 +152,13 @@ def test_checkpoint_left_half_written_by_a_kill_is_removed_by_the_next(tmp_path:
     store(tmp_path).save(snapshot(10))
     (tmp_path / FOLDER / ".tmp-0001-000000000020.safetensors").write_bytes(b"half")
     (tmp_path / FOLDER / "0001-000000000015.safetensors").write_bytes(b"no manifest yet")
+    (tmp_path / FOLDER / "notes.json").write_text("a person's, not ours")
     found = store(tmp_path, attempt=2).latest()
     assert found.checkpoint is not None
     assert found.checkpoint.ref.step == 10
     store(tmp_path, attempt=2).save(snapshot(30))
     assert sorted(path.stem for path in (tmp_path / FOLDER).glob("*")) == sorted(
-        2 * ["0001-000000000010", "0002-000000000030"]
+        [*(2 * ["0001-000000000010", "0002-000000000030"]), "notes"]
     )
 
 

@@ -9,12 +9,12 @@ from sklearn.metrics import (  # type: ignore[import-untyped]
     precision_recall_fscore_support,
 )
 
-from ktrdr_api.errors import CancellationError
+from ktrdr_api.errors import CancellationError, DataError
 from ktrdr_trainer.dataset import rows_on
 from ktrdr_trainer.metrics import evaluate
 from ktrdr_trainer.model import Mlp, ModelConfig, initial_parameters
 from ktrdr_trainer.stop import StopToken
-from loop_builders import FEATURES, rows
+from loop_builders import FEATURES, Rows, rows
 
 CPU = torch.device("cpu")
 
@@ -62,3 +62,9 @@ def test_evaluate_with_a_set_token_stops() -> None:
     token.cancel("cancel")
     with pytest.raises(CancellationError):
         evaluate(_model(), rows_on(rows(9), CPU, name="test"), torch.ones(3), token=token)
+
+
+def test_evaluate_of_classes_that_training_lacked_names_the_remedy() -> None:
+    part = rows_on(Rows(rows(9).features, np.ones(9, np.int64)), CPU, name="test")
+    with pytest.raises(DataError, match="longer date range"):
+        evaluate(_model(), part, torch.tensor([1.0, 0.0, 1.0]))

@@ -35,7 +35,7 @@ def _assert_same(got: TrainingOutcome, want: TrainingOutcome) -> None:
     assert got.test_metrics == want.test_metrics
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(stops=st.lists(st.integers(0, 2 * BATCHES), min_size=1, max_size=3))
 def test_resume_after_stops_at_any_batches_is_bit_identical(
     stops: list[int], want: TrainingOutcome

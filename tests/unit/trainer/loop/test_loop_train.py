@@ -1,8 +1,6 @@
 """Whole trainings: what they learn, record, choose and say."""
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -269,22 +267,3 @@ def test_threads_without_a_quota_are_at_most_4_and_1_for_small_batches(
         (tmp_path / name).write_text(text)
     assert choose_threads(2048, cgroup=tmp_path) == 4
     assert choose_threads(128, cgroup=tmp_path) == 1
-
-
-def test_loop_import_and_training_leave_out_dynamo(tmp_path: Path) -> None:
-    code = (
-        "import sys, torch; before = set(sys.modules)\n"
-        "import ktrdr_trainer.loop, ktrdr_trainer.artifact_folder\n"
-        "heavy = ('torch._dynamo', 'torch._inductor', 'torch.optim', 'pandas')\n"
-        "sys.path[:0] = sys.argv[2:]\n"
-        "from pathlib import Path\n"
-        "from loop_builders import run_training\n"
-        "run_training(Path(sys.argv[1]))\n"
-        "print([name for name in set(sys.modules) - before if name.startswith(heavy)])\n"
-    )
-    tests = str(Path(__file__).parents[3])
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), tests],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("[]\n", "")
