@@ -29,6 +29,13 @@ def _helm(bench: Workbench, *words: str) -> str:
     return run("helm", *words, *where, env=bench.kube.environment).decode()
 
 
+def test_operator_has_logged_no_traceback(bench: Workbench) -> None:
+    """After all that the modules before this one did to it."""
+    system = bench.place.namespaced(SYSTEM_NAMESPACE)
+
+    assert "Traceback" not in system.run("logs", f"deployment/{DEPLOYMENT}", "--tail=-1")
+
+
 def test_upgrade_replaces_the_operator_and_no_job_notices(release: Workbench) -> None:
     name = "through-upgrade"
     release.start(name, strategy(epochs=1500))
