@@ -62,7 +62,7 @@ class TrainingOutcome:
         validation_metrics: val_loss, val_accuracy of the model.
         test_metrics: test_loss, test_accuracy, precision, recall, f1_score of the model.
         checkpoint: The last durable one, if any.
-        problems: What went wrong without ending the run, for the user.
+        problems: What went wrong after the resume without ending the run, for the user.
     """
 
     stopped: bool
@@ -168,7 +168,7 @@ class _Run:
 
     def resume(self, checkpoints: CheckpointStore) -> None:
         """Take over the newest checkpoint, if there is one."""
-        checkpoint, self._problems = checkpoints.latest()
+        checkpoint = checkpoints.latest().checkpoint
         if checkpoint is None:
             return
         snapshot = checkpoint.snapshot

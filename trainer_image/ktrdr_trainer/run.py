@@ -130,7 +130,7 @@ def _work(placed: PlacedRequest, context: RunContext) -> RunResult:
     if stored is not None:
         LOGGER.info("An earlier attempt has stored the model already: %s", stored.path)
         return result.of_stored_model(context.request, stored)
-    # Imported late: the pipeline imports pandas, `training` imports torch, which loads meanwhile.
+    # Imported late: `training` imports torch, which loads while the pipeline reads.
     from ktrdr_trainer.pipeline.prepare import prepare
 
     stages = {"load": ("Reading market data", 0.0), "features": ("Computing features", 0.5)}

@@ -43,6 +43,8 @@ class ShownCheckpoints(CheckpointStore):
     def latest(self) -> Found:
         """As the base class; what a run resumes from is shown as well."""
         found = super().latest()
+        for problem in found.problems:  # now, not at the end: a run killed later would never say it
+            LOGGER.warning("%s", problem)
         if found.checkpoint is not None:
             ref = found.checkpoint.ref
             LOGGER.info("Resuming from epoch %d, step %d: %s", ref.epoch, ref.step, ref.path)
