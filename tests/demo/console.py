@@ -64,6 +64,20 @@ def run(
     return done.stdout
 
 
+def run_merged(*words: str | Path, env: Mapping[str, str], cwd: Path) -> str:
+    """Run a program and return what a terminal would show: output and remarks.
+
+    Raises:
+        DemoError: It failed.
+    """
+    done = subprocess.run(
+        words, env=dict(env), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise DemoError(f"`{_shown(words)}` ended with {done.returncode}:\n{done.stdout.strip()}")
+    return done.stdout.rstrip()
+
+
 def run_aloud(*words: str | Path, env: Mapping[str, str]) -> None:
     """Run a program whose output the person sees as it comes.
 

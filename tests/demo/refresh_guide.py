@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo.console import Console, DemoError, run
+from demo.console import Console, DemoError, run_merged
 from demo.place import ROOT, Place, connect
 from kube import RefusedError
 
@@ -42,7 +42,7 @@ def _output(place: Place, words: list[str]) -> str:
     command = [words[0], *where, *words[1:]]
     if "-w" in words:
         return _watch(place, command)
-    return run(*command, env=place.kube.environment, cwd=ROOT).decode()
+    return run_merged(*command, env=place.kube.environment, cwd=ROOT)
 
 
 def _watch(place: Place, command: list[str]) -> str:

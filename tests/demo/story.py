@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.claims import files_pod
-from demo.console import DemoError, run
+from demo.console import DemoError, run_merged
 from demo.place import MODELS_CLAIM, ROOT, SYSTEM_NAMESPACE, Place
 from kube import Raw
 
@@ -110,10 +110,8 @@ def _show(place: Place, command: str) -> None:
     """Show a kubectl command as a user types it, and run exactly that in the demo's namespace."""
     place.console.command(command)
     words = shlex.split(command)
-    paths = [str(ROOT / w) if w.startswith(str(EXAMPLES)) else w for w in words[1:]]
-    place.console.say(
-        run(words[0], *_where(place), *paths, env=place.kube.environment).decode().rstrip()
-    )
+    command_here = (words[0], *_where(place), *words[1:])
+    place.console.say(run_merged(*command_here, env=place.kube.environment, cwd=ROOT))
 
 
 def _where(place: Place) -> tuple[str, str]:
