@@ -375,10 +375,14 @@ def bench_namespace(tools: Tools) -> Iterator[str]:
             tools.run(CLUSTER_SH, "fake-nodes", "0")
 
 
-async def scrape(session: aiohttp.ClientSession, url: str, name: str, *labels: str) -> Metrics:
-    """Sum a metric by some of its labels."""
+async def read(session: aiohttp.ClientSession, url: str) -> str:
+    """What a server says of itself."""
     async with session.get(url) as response:
-        text = await response.text()
+        return await response.text()
+
+
+def total(text: str, name: str, *labels: str) -> Metrics:
+    """Sum a counter by some of its labels."""
     found: Metrics = Counter()
     for line in text.splitlines():
         if line.startswith(name + "{"):
@@ -397,6 +401,9 @@ class Cost:
     """Writes on the API server by verb, resource and subresource, whoever sent them."""
     client: Metrics
     """The operator's own requests by method."""
+    seconds: float
+    """Wall time of the round, pauses included."""
+    server_cpu_seconds: float
     cpu_seconds: float
     peak_mebibytes: float
 
@@ -406,25 +413,33 @@ async def costing(
 ) -> tuple[Round, Cost]:
     """Do some work and tell what it cost."""
 
-    async def counts() -> tuple[Metrics, Metrics]:
+    async def texts() -> tuple[str, str]:
         async with cluster.open_session() as ours, aiohttp.ClientSession() as plain:
-            url = f"{cluster.server}/metrics"
-            labels = ("verb", "resource", "subresource")
-            server = await scrape(ours, url, "apiserver_request_total", *labels)
-            url = f"http://127.0.0.1:{process.port}/metrics"
-            return server, await scrape(plain, url, "rest_client_requests_total", "method")
+            server = await read(ours, f"{cluster.server}/metrics")
+            return server, await read(plain, f"http://127.0.0.1:{process.port}/metrics")
 
-    server, client = await counts()
-    cpu = process.cpu_seconds()
+    server, client = await texts()
+    began, cpu = time.monotonic(), process.cpu_seconds()
     done = await work()
-    server_after, client_after = await counts()
+    seconds, used = time.monotonic() - began, process.cpu_seconds() - cpu
+    server_after, client_after = await texts()
+    by_kind = ("apiserver_request_total", "verb", "resource", "subresource")
+    by_method = ("rest_client_requests_total", "method")
     cost = Cost(
-        server_after - server,
-        client_after - client,
-        process.cpu_seconds() - cpu,
-        process.peak_mebibytes(),
+        server=total(server_after, *by_kind) - total(server, *by_kind),
+        client=total(client_after, *by_method) - total(client, *by_method),
+        seconds=seconds,
+        server_cpu_seconds=server_cpu(server_after) - server_cpu(server),
+        cpu_seconds=used,
+        peak_mebibytes=process.peak_mebibytes(),
     )
     return done, cost
+
+
+def server_cpu(text: str) -> float:
+    """Processor time of the API server so far, as it says itself."""
+    found = re.search(r"^process_cpu_seconds_total (\S+)", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 async def bench(tools: Tools, namespace: str, count: int, log: Path) -> tuple[Round, Round, Cost]:
@@ -467,6 +482,10 @@ def print_cost(cost: Cost, count: int) -> None:
         f"{method} {n / count:.2f}" for (method,), n in sorted(cost.client.items())
     )
     print(f"the operator's requests per TrainingJob: {requests}")
+    print(
+        f"CPU in these {cost.seconds:.0f} s, on {os.cpu_count()} cores that everything shares: API "
+        f"server {cost.server_cpu_seconds:.1f} s, operator {cost.cpu_seconds:.1f} s"
+    )
     print(
         f"operator: {cost.cpu_seconds:.1f} s of CPU ({1000 * cost.cpu_seconds / count:.1f} ms a "
         f"TrainingJob), {cost.peak_mebibytes:.0f} MiB resident at most"
