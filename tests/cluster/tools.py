@@ -109,7 +109,7 @@ def install(settings: Settings, provider: str) -> None:
     if not missing:
         return
     go = _go(settings)
-    say(f"tools: building {len(missing)} programs into {folder} (4-6 min on 2 cores, once)")
+    say(f"tools: building {len(missing)} programs into {folder} (about 9 min on 2 cores, once)")
     for position, name in enumerate(missing, start=1):
         began = time.monotonic()
         _build(settings, go, name, PROGRAMS[provider][name])
