@@ -215,7 +215,7 @@ def snapshot(
 ) -> Snapshot:
     """What `observe` would make of these objects, with the strategy readable."""
     return Snapshot(
-        job=view_job(job, None) if job else None,
+        job=view_job(job) if job else None,
         pods=(*(view_pod(pod) for pod in pods), *(view_pod(pod, gone=True) for pod in gone)),
         strategy=StrategyText(text=strategy),
     )

@@ -99,14 +99,13 @@ class Wire:
 
         return await self._through(call)
 
-    async def apply(
-        self, resource: Resource, obj: Raw, *, subresource: str = "", force: bool = True
-    ) -> Raw:
+    async def apply(self, resource: Resource, obj: Raw) -> Raw:
+        return await self._through(lambda: self.world.cluster.apply(resource, obj))
+
+    async def apply_status(self, resource: Resource, obj: Raw) -> Raw:
         async def call() -> Raw:
             self.world.obey_rules(obj)
-            return await self.world.cluster.apply(
-                resource, obj, subresource=subresource, force=force
-            )
+            return await self.world.cluster.apply_status(resource, obj)
 
         return await self._through(call)
 

@@ -147,16 +147,22 @@ class FakeCluster:
             raise AlreadyExists(409, "AlreadyExists", f'{resource.plural} "{name}" already exists')
         return self._leave(lost, self._store(key, copy.deepcopy(obj)))
 
-    async def apply(
-        self, resource: Resource, obj: Raw, *, subresource: str = "", force: bool = True
+    async def apply(self, resource: Resource, obj: Raw) -> Raw:
+        """See `Cluster.apply`."""
+        return self._apply(resource, obj, "", ("uid", "resourceVersion"))
+
+    async def apply_status(self, resource: Resource, obj: Raw) -> Raw:
+        """See `Cluster.apply_status`; the resource version only saves the real one a read."""
+        return self._apply(resource, obj, "status", ("uid",))
+
+    def _apply(
+        self, resource: Resource, obj: Raw, subresource: str, preconditions: tuple[str, ...]
     ) -> Raw:
-        """See `Cluster.apply`; without other managers there is nothing that `force` could take."""
-        del force
         metadata = obj["metadata"]
         lost = self._enter(Request("apply", resource.kind, metadata["name"], subresource))
         key = self._key(resource, metadata.get("namespace"), metadata["name"])
         current = self._objects.get(key)
-        self._check_preconditions(resource, metadata, current)
+        self._check_preconditions(resource, metadata, current, preconditions)
         if current is None and subresource:
             raise self._not_found(resource, metadata["name"])
         wanted = copy.deepcopy(current or {"metadata": {}})
@@ -207,9 +213,12 @@ class FakeCluster:
         target.update(source)
         self._owned[(key, subresource)] = frozenset(source)
 
-    def _check_preconditions(self, resource: Resource, metadata: Raw, current: Raw | None) -> None:
+    @staticmethod
+    def _check_preconditions(
+        resource: Resource, metadata: Raw, current: Raw | None, preconditions: tuple[str, ...]
+    ) -> None:
         name, known = metadata["name"], (current or {}).get("metadata", {})
-        for precondition in ("uid", "resourceVersion"):
+        for precondition in preconditions:
             expected = metadata.get(precondition)
             if expected is not None and expected != known.get(precondition):
                 message = f'{resource.plural} "{name}": {precondition} is not {expected}'

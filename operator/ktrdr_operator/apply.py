@@ -45,8 +45,7 @@ class Applier:
         """Write the operator's share of status, if it differs; returns whether it did."""
         if plan.status is None or plan.status == job.status:
             return False
-        written = await self.cluster.apply(
-            TRAINING_JOBS, manifests.status_patch(job, plan.status), subresource="status"
-        )
+        patch = manifests.status_patch(job, plan.status)
+        written = await self.cluster.apply_status(TRAINING_JOBS, patch)
         self.store.put_job(written)
         return True

@@ -249,7 +249,7 @@ def _metadata(job: JobView, name: str, attempt: int | None = None) -> Manifest:
 def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
     """The operator's whole share of status, for server-side apply; progress is the trainer's.
 
-    The UID in it keeps a newer job of the same name from getting it: `Cluster.apply` compares.
+    The UID keeps a newer job of the same name from getting it: `Cluster.apply_status` compares.
     """
     body = json.loads(
         status.model_dump_json(by_alias=True, exclude_none=True, exclude={"progress"})
@@ -257,7 +257,12 @@ def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
-        "metadata": {"name": job.name, "namespace": job.namespace, "uid": job.uid},
+        "metadata": {
+            "name": job.name,
+            "namespace": job.namespace,
+            "uid": job.uid,
+            "resourceVersion": job.resource_version,
+        },
         "status": body,
     }
 

@@ -4,10 +4,11 @@ Called by `reconcile`. Reads the store, and the API server where a stale store c
 that seems to be missing, a strategy that is about to be used. Parse errors end here.
 """
 
+import logging
 import re
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -17,6 +18,7 @@ from ktrdr_api.run_contract import RunResult
 from ktrdr_api.training_job import (
     STRATEGY_MAX_BYTES,
     ConfigMapKeyRef,
+    Progress,
     TrainingJob,
     TrainingJobStatus,
 )
@@ -29,7 +31,9 @@ from ktrdr_operator.snapshot import (
     StrategyText,
     Termination,
 )
-from ktrdr_operator.store import JobKey, Raw, Store, training_job_uid
+from ktrdr_operator.store import JobKey, Raw, Report, Store, training_job_uid
+
+log: Final = logging.getLogger(__name__)
 
 TEXT_MAX_LENGTH: Final = 900
 """Leaves room in a 1,024-character status message for our own words."""
@@ -56,7 +60,7 @@ async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
     """
     await _fetch_owner(cluster, store, key)
     raw = store.jobs.get(key)
-    job = view_job(raw, store.progress.get(raw["metadata"]["uid"])) if raw else None
+    job = view_job(raw, store.reports.get(raw["metadata"]["uid"])) if raw else None
     snapshot = Snapshot(job=job, pods=_view_pods(store, key), strategy=None)
     if job is None:
         return snapshot
@@ -80,7 +84,7 @@ async def _fetch_owner(cluster: ClusterApi, store: Store, key: JobKey) -> None:
     known = raw["metadata"]["uid"] if raw else None
     staying = (pod["metadata"] for pod in store.pods.get(key, {}).values())
     owners = {training_job_uid(pod) for pod in staying if "deletionTimestamp" not in pod}
-    if not owners - {"", known}:
+    if not owners - {"", known} - store.dead:
         return
     newest = await cluster.get(TRAINING_JOBS, key.namespace, key.name)
     if newest is not None:
@@ -154,13 +158,15 @@ async def _read_resolved(cluster: ClusterApi, job: JobView) -> str | None:
     return None
 
 
-def view_job(raw: Raw, progress: Raw | None) -> JobView:
-    """Parse a TrainingJob; the newer of the two progress values is taken."""
+def view_job(raw: Raw, report: Report | None = None) -> JobView:
+    """Parse a TrainingJob, with the newest progress and version that are known of it."""
     metadata = raw["metadata"]
-    body: dict[str, Any] = {"spec": raw.get("spec", {}), "status": dict(raw.get("status", {}))}
-    if progress is not None:
-        body["status"]["progress"] = progress
-    parsed = TrainingJob.model_validate(body)
+    status = dict(raw.get("status", {}))
+    said = status.pop("progress", None)
+    version = metadata["resourceVersion"]
+    if report is not None:
+        version, said = report
+    parsed = TrainingJob.model_validate({"spec": raw.get("spec", {}), "status": status})
     return JobView(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -169,8 +175,21 @@ def view_job(raw: Raw, progress: Raw | None) -> JobView:
         deleting="deletionTimestamp" in metadata,
         labels=metadata.get("labels", {}),
         spec=parsed.spec,
-        status=parsed.status,
+        status=parsed.status.model_copy(update={"progress": _progress(said, metadata)}),
+        resource_version=version,
     )
+
+
+def _progress(said: Raw | None, metadata: Raw) -> Progress | None:
+    """None as well where it cannot be read: it is only a trainer's word, not the job's state."""
+    if said is None:
+        return None
+    try:
+        return Progress.model_validate(said)
+    except ValidationError as error:
+        where = {"namespace": metadata["namespace"], "job": metadata["name"]}
+        log.warning("status.progress ignored: %s", clean(str(error)), extra=where)
+        return None
 
 
 def view_pod(raw: Raw, *, gone: bool = False) -> PodView:

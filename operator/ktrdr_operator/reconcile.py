@@ -23,7 +23,6 @@ from ktrdr_client.cluster import (
     Invalid,
     NotFound,
 )
-from ktrdr_operator import manifests
 from ktrdr_operator.apply import Applier
 from ktrdr_operator.decide import decide, finish
 from ktrdr_operator.events import EventRecorder
@@ -75,6 +74,10 @@ class Reconciler:
         self.queue.forget(key)
         self.metrics.reconcile(monotonic() - began, "ok")
 
+    @property
+    def _applier(self) -> Applier:
+        return Applier(self.cluster, self.store, self.limits)
+
     async def _reconcile(self, key: JobKey) -> None:
         try:
             snapshot = await observe(self.cluster, self.store, key)
@@ -83,19 +86,18 @@ class Reconciler:
             return
         plan = decide(snapshot, self.now(), self.limits)
         job = snapshot.job
-        applier = Applier(self.cluster, self.store, self.limits)
         try:
-            await applier.apply(key.namespace, job, plan)
+            await self._applier.apply(key.namespace, job, plan)
         except (NotFound, Conflict, Invalid):
             await self._refresh(key)  # the store was behind the server
             raise
         if job is not None and plan.start is not None:
             try:
-                await applier.start(job, plan.start)
+                await self._applier.start(job, plan.start)
             except (ApiError, NameConflictError) as refused:
                 if not _is_refusal(refused):
                     raise
-                await self._write_refusal(applier, key, refused)
+                await self._write_refusal(key, refused)
                 return
         if job is not None:
             self._announce(key, job, plan)
@@ -128,9 +130,7 @@ class Reconciler:
             asked = datetime.fromisoformat(receipt.requested_time)
             self.metrics.cancel((self.now() - asked).total_seconds())
 
-    async def _write_refusal(
-        self, applier: Applier, key: JobKey, refused: ApiError | NameConflictError
-    ) -> None:
+    async def _write_refusal(self, key: JobKey, refused: ApiError | NameConflictError) -> None:
         """The server's words go where the user looks; the next try comes after a while."""
         reason = (
             Reason.NAME_CONFLICT
@@ -142,13 +142,15 @@ class Reconciler:
             return
         case = Case(snapshot=snapshot, job=snapshot.job, now=self.now(), limits=self.limits)
         plan = finish(case.job, after_refusal(case, reason, clean(str(refused))), case.now)
-        await applier.write_status(case.job, plan)
+        await self._applier.write_status(case.job, plan)
         self._announce(key, case.job, plan)
         self.queue.add_after(key, plan.requeue_seconds or 0.0)
 
     async def _write_invalid(self, key: JobKey, invalid: ValidationError) -> None:
         """The schema should make this impossible; if not, it is one job's condition."""
         raw = self.store.jobs[key]
+        if raw.get("status", {}).get("phase") == Phase.FAILED:
+            return
         first = invalid.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         job = _unparsed(raw)
@@ -159,11 +161,7 @@ class Reconciler:
             changes={"completion_time": timestamp(self.now())},
         )
         plan = finish(job, draft, self.now())
-        if raw.get("status", {}).get("phase") == Phase.FAILED:
-            return
-        if plan.status is not None:
-            patch = manifests.status_patch(job, plan.status)
-            self.store.put_job(await self.cluster.apply(TRAINING_JOBS, patch, subresource="status"))
+        await self._applier.write_status(job, plan)
         self._announce(key, job, plan)
 
     async def _refresh(self, key: JobKey) -> None:
@@ -204,4 +202,5 @@ def _unparsed(raw: Raw) -> JobView:
         labels={},
         spec=_NO_SPEC,
         status=TrainingJobStatus(),
+        resource_version=metadata["resourceVersion"],
     )

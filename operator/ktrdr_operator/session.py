@@ -3,7 +3,7 @@
 kopf spends 0.9 ms of a core on every watch event, handlers or not (measured), so that a thousand
 jobs that report every second would keep it from seeing a cancel. This session reads the TrainingJob
 watch line by line and passes on only those that change something else than `status.progress`; a new
-stage, attempt or checkpoint does pass. Dropped values go to `store.progress`, so that `observe` has
+stage, attempt or checkpoint does pass. Dropped values go to `store.reports`, so that `observe` has
 the newest. `handlers` gives the session to kopf; `health` learns from here that watches advance.
 """
 
@@ -103,8 +103,7 @@ class WatchFilter:
         if kind == "ADDED" or before != now:
             self.metrics.watch_line("passed")
             return True
-        if progress := obj.get("status", {}).get("progress"):
-            self.store.progress[uid] = progress
+        self.store.note_report(obj)
         self.metrics.watch_line("dropped")
         return False
 

@@ -97,6 +97,8 @@ class JobView:
     spec: TrainingJobSpec
     status: TrainingJobStatus
     """With the newest known progress."""
+    resource_version: str
+    """The newest known one."""
 
 
 @dataclass(frozen=True)

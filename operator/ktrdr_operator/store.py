@@ -13,6 +13,13 @@ from ktrdr_api import names
 Raw = dict[str, Any]
 
 
+class Report(NamedTuple):
+    """What a trainer's report changes in a TrainingJob."""
+
+    resource_version: str
+    progress: Raw | None
+
+
 class JobKey(NamedTuple):
     """Identity of a TrainingJob as a queue key."""
 
@@ -62,25 +69,35 @@ class Store:
     """By TrainingJob, then by pod name."""
     gone: dict[JobKey, dict[str, Raw]] = field(default_factory=dict)
     """Last words of deleted pods: their exit code may still be the verdict of an attempt."""
-    progress: dict[str, Raw] = field(default_factory=dict)
-    """By UID of the TrainingJob: `status.progress` of events that never reached a handler."""
+    dead: set[str] = field(default_factory=set)
+    """UIDs of TrainingJobs that the API server has said to be gone: none of them comes back."""
+    reports: dict[str, Report] = field(default_factory=dict)
+    """The newest, by UID of the TrainingJob; most are of events that never reach a handler."""
 
     def put_job(self, raw: Raw) -> JobKey:
         """Remember a TrainingJob, unless something newer is known; forget a same-named one."""
         key = job_key(raw)
         before = self.jobs.get(key)
-        if is_older(raw, before):
+        if raw["metadata"]["uid"] in self.dead or is_older(raw, before):
             return key
         if before is not None and before["metadata"]["uid"] != raw["metadata"]["uid"]:
-            self.progress.pop(before["metadata"]["uid"], None)
+            self.reports.pop(before["metadata"]["uid"], None)
         self.jobs[key] = raw
-        if progress := raw.get("status", {}).get("progress"):
-            self.progress[raw["metadata"]["uid"]] = progress
+        self.note_report(raw)
         return key
 
+    def note_report(self, raw: Raw) -> None:
+        """Remember the progress and the version of a TrainingJob, unless newer ones are known."""
+        metadata = raw["metadata"]
+        uid, version = metadata["uid"], metadata["resourceVersion"]
+        known = self.reports.get(uid)
+        if known is None or int(known.resource_version) < int(version):
+            self.reports[uid] = Report(version, raw.get("status", {}).get("progress"))
+
     def drop_job(self, key: JobKey, uid: str) -> None:
-        """Forget a TrainingJob, unless a newer one has taken its name."""
-        self.progress.pop(uid, None)
+        """A TrainingJob is gone: forget it, unless a newer one has taken its name."""
+        self.dead.add(uid)
+        self.reports.pop(uid, None)
         current = self.jobs.get(key)
         if current is not None and current["metadata"]["uid"] == uid:
             del self.jobs[key]
@@ -127,10 +144,11 @@ class Store:
         known_uids = {raw["metadata"]["uid"] for raw in jobs}
         self.jobs, self.pods = {}, {}
         self.gone = {key: value for key, value in self.gone.items() if key in known_keys}
-        self.progress = {uid: value for uid, value in self.progress.items() if uid in known_uids}
+        self.reports = {uid: value for uid, value in self.reports.items() if uid in known_uids}
         for raw in jobs:
             touched.add(self.put_job(raw))
         for raw in pods:
             if (key := self.put_pod(raw)) is not None:
                 touched.add(key)
+        self.dead &= {training_job_uid(raw["metadata"]) for raw in pods}
         return touched

@@ -91,20 +91,20 @@ async def test_client_status_apply_leaves_spec_and_metadata(client: Cluster, kub
         "metadata": metadata,
         "status": {"observedGeneration": 1, "phase": "Pending"},
     }
-    after = await client.apply(TRAINING_JOBS, body, subresource="status")
+    after = await client.apply_status(TRAINING_JOBS, body)
     assert after["spec"] == before["spec"]
     assert after["status"]["phase"] == "Pending"
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
     body["status"] = {"observedGeneration": -2}
     with pytest.raises(Invalid, match="observedGeneration"):
-        await client.apply(TRAINING_JOBS, body, subresource="status")
+        await client.apply_status(TRAINING_JOBS, body)
     body["status"] = {"observedGeneration": 1}
     metadata["uid"] = str(uuid.uuid4())
     with pytest.raises(Conflict):
-        await client.apply(TRAINING_JOBS, body, subresource="status")
+        await client.apply_status(TRAINING_JOBS, body)
     metadata["name"] = "other"
     with pytest.raises(NotFound):
-        await client.apply(TRAINING_JOBS, body, subresource="status")
+        await client.apply_status(TRAINING_JOBS, body)
 
 
 async def test_client_creates_two_hundred_objects_cheaply(client: Cluster, kube: Kube) -> None:

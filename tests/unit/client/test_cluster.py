@@ -133,17 +133,18 @@ async def test_cluster_list_of_three_pages_with_expired_token_starts_again() -> 
     assert seen == ["", "t1", "t/2=", "", "t1", "t/2="]
 
 
-async def test_cluster_apply_sends_manager_force_and_patch_type() -> None:
+async def test_cluster_status_apply_sends_manager_force_patch_type_and_version() -> None:
     async def handler(request: web.Request) -> web.Response:
-        assert request.method == "PATCH"
+        assert request.method == "PATCH"  # and no read: the caller knew the version
         assert request.path.endswith("/trainingjobs/j/status")
         assert dict(request.query) == {"fieldManager": "ktrdr-operator", "force": "true"}
         assert request.content_type == "application/apply-patch+yaml"
         return web.json_response(await request.json())
 
-    obj = {"metadata": {"namespace": "ns", "name": "j"}, "status": {"phase": "ü"}}
+    metadata = {"namespace": "ns", "name": "j", "uid": "u", "resourceVersion": "7"}
+    obj = {"metadata": metadata, "status": {"phase": "ü"}}
     async with serving(handler) as (cluster, _):
-        assert await cluster.apply(TRAINING_JOBS, obj, subresource="status") == obj
+        assert await cluster.apply_status(TRAINING_JOBS, obj) == obj
 
 
 @pytest.mark.parametrize(
@@ -225,15 +226,20 @@ async def test_cluster_connect_with_missing_kubeconfig_names_the_file(tmp_path: 
         await Cluster.connect(kubeconfig=tmp_path / "nowhere.yaml")
 
 
-async def test_cluster_status_apply_to_successor_of_same_name_conflicts_unwritten() -> None:
+@pytest.mark.parametrize("seen", [{}, {"resourceVersion": "0"}])
+async def test_cluster_status_apply_to_successor_of_same_name_conflicts_unwritten(
+    seen: dict[str, str],
+) -> None:
     async def handler(request: web.Request) -> web.Response:
-        assert request.method == "GET"
+        if request.method == "PATCH":
+            assert (await request.json())["metadata"]["resourceVersion"] == "0"
+            return refusal(409, "Conflict", "the object has been modified")
         return web.json_response({"metadata": {"uid": "new", "resourceVersion": "1"}})
 
-    obj = {"metadata": {"namespace": "ns", "name": "j", "uid": "old"}, "status": {}}
+    obj = {"metadata": {"namespace": "ns", "name": "j", "uid": "old", **seen}, "status": {}}
     async with serving(handler) as (cluster, _):
         with pytest.raises(Conflict, match="another TrainingJob"):
-            await cluster.apply(TRAINING_JOBS, obj, subresource="status")
+            await cluster.apply_status(TRAINING_JOBS, obj)
 
 
 async def test_cluster_status_apply_amid_progress_reads_again_and_gives_up_at_last() -> None:
@@ -252,12 +258,12 @@ async def test_cluster_status_apply_amid_progress_reads_again_and_gives_up_at_la
 
     obj = {"metadata": {"namespace": "ns", "name": "j", "uid": "u"}, "status": {}}
     async with serving(handler) as (cluster, _):
-        await cluster.apply(TRAINING_JOBS, obj, subresource="status")
+        await cluster.apply_status(TRAINING_JOBS, obj)
         assert versions == ["0", "1", "2", "3"]
         assert "resourceVersion" not in obj["metadata"]
         busy = 99
         with pytest.raises(Conflict):
-            await cluster.apply(TRAINING_JOBS, obj, subresource="status")
+            await cluster.apply_status(TRAINING_JOBS, obj)
 
 
 @pytest.mark.parametrize(("server", "want"), [("https://a:1", "http://p:2"), ("https://b", None)])

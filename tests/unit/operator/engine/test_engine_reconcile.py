@@ -295,8 +295,10 @@ async def test_reconcile_deleted_job_stops_its_pods() -> None:
         world.step()
     assert world.alive() == ["fx-1-0"]
     world.delete_job()
+    world.cluster.requests.clear()
     operator.store.drop_job(KEY, operator.store.jobs[KEY]["metadata"]["uid"])
     await operator.work()
+    assert [(r.method, r.kind) for r in world.cluster.requests] == [("delete", "Pod")]
     world.step()
     assert world.alive() == []
 
@@ -405,6 +407,21 @@ async def test_reconcile_unreadable_spec_is_a_condition_of_this_job_only() -> No
     assert count(world, "apply", names.KIND) == 1
 
 
+async def test_reconcile_unreadable_progress_is_ignored() -> None:
+    world = World()
+    world.submit()
+    operator = Operator(world)
+    operator.relist()
+    await operator.work()
+    raw = world.job()
+    raw["status"]["progress"] = {"attempt": "first"}
+    world.cluster.put(TRAINING_JOBS, raw)
+    operator.relist()
+    await operator.work()
+    await live(world, operator)
+    assert world.end()[:2] == ("Succeeded", "Completed")
+
+
 def test_store_does_not_raise_the_dead_nor_take_back_news() -> None:
     store = Store()
     old, new = pod_raw(), pod_raw(phase="Running")
@@ -414,7 +431,11 @@ def test_store_does_not_raise_the_dead_nor_take_back_news() -> None:
     assert store.pods[KEY]["fx-1-0"] is new
     world = World()
     world.submit()
-    store.put_job(world.job())
+    job = world.job()
+    store.put_job(job)
     store.drop_pod(new)
     store.put_pod(new)
     assert KEY not in store.pods
+    store.drop_job(KEY, job["metadata"]["uid"])
+    store.put_job(job)
+    assert KEY not in store.jobs

@@ -58,7 +58,7 @@ async def test_http_server_tells_health_and_metrics() -> None:
     store = Store()
     store.put_job(
         {
-            "metadata": {"namespace": "ns", "name": "j", "uid": "u"},
+            "metadata": {"namespace": "ns", "name": "j", "uid": "u", "resourceVersion": "1"},
             "status": {"phase": "Running"},
         }
     )

@@ -47,7 +47,7 @@ async def test_resync_replaces_store_and_enqueues_known_and_new() -> None:
     cluster.put(PODS, pod("orphan-1-0", of="orphan"))
     cluster.put(PODS, {"metadata": {"namespace": "ns", "name": "stranger"}})
     resync = build(cluster)
-    resync.store.put_job(job("gone", metadata={"namespace": "ns", "name": "gone", "uid": "u"}))
+    resync.store.put_job(FakeCluster().put(TRAINING_JOBS, job("gone")))
     await resync.once()
     assert resync.store.jobs == {JobKey("ns", "new"): new}
     assert resync.store.pods.keys() == {JobKey("ns", "orphan")}

@@ -66,7 +66,8 @@ def test_filter_drops_mere_progress_and_keeps_its_value(watch_filter: WatchFilte
     watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
     lines = [line("MODIFIED", job(n)) for n in range(2, 6)]
     assert [watch_filter.keeps(text) for text in lines] == [False] * 4
-    assert watch_filter.store.progress["u"]["step"] == 5
+    version, progress = watch_filter.store.reports["u"]
+    assert (version, (progress or {})["step"]) == ("5", 5)
     text = watch_filter.metrics.exposition().decode()
     assert 'ktrdr_watch_lines_total{outcome="dropped"} 4.0' in text
 
