@@ -99,13 +99,10 @@ class Wire:
 
         return await self._through(call)
 
-    async def apply(self, resource: Resource, obj: Raw) -> Raw:
-        return await self._through(lambda: self.world.cluster.apply(resource, obj))
-
-    async def apply_status(self, resource: Resource, obj: Raw) -> Raw:
+    async def apply(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
         async def call() -> Raw:
             self.world.obey_rules(obj)
-            return await self.world.cluster.apply_status(resource, obj)
+            return await self.world.cluster.apply(resource, obj, subresource=subresource)
 
         return await self._through(call)
 
@@ -242,7 +239,8 @@ class World:
         before, after = (current or {}).get("status", {}), patch["status"]
         ended = {c["type"] for c in before.get("conditions", []) if c["status"] == "True"}
         ends = {c["type"] for c in after.get("conditions", []) if c["status"] == "True"}
-        same = current is not None and patch["metadata"]["uid"] == current["metadata"]["uid"]
+        version = patch["metadata"]["resourceVersion"]
+        same = current is not None and version == current["metadata"]["resourceVersion"]
         reverted = (ended & set(TERMINAL)) - ends
         if same and (after.get("attempt", 0) < before.get("attempt", 0) or reverted):
             raise Invalid(422, "Invalid", "status: may not be taken back")

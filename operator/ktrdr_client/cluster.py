@@ -40,8 +40,6 @@ CONNECT_TIMEOUT_SECONDS: Final = 5.0
 PAGE_SIZE: Final = 500
 LIST_RESTARTS: Final = 3
 """How often a list starts anew because its continue token expired (410) before it gives up."""
-APPLY_TRIES: Final = 5
-"""How often a status is written before a busy object makes it give up."""
 NO_ANSWER: Final = "<error>"
 """The `code` of a request without an answer; client-go's word in `rest_client_requests_total`."""
 
@@ -195,11 +193,8 @@ class ClusterApi(Protocol):
     async def create(self, resource: Resource, obj: Raw) -> Raw:
         """Create an object."""
 
-    async def apply(self, resource: Resource, obj: Raw) -> Raw:
+    async def apply(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
         """Server-side apply."""
-
-    async def apply_status(self, resource: Resource, obj: Raw) -> Raw:
-        """Server-side apply of a status."""
 
     async def delete(
         self,
@@ -335,44 +330,16 @@ class Cluster:
         path = resource.path(obj["metadata"].get("namespace"))
         return await self._send("POST", path + query, obj)
 
-    async def apply(self, resource: Resource, obj: Raw) -> Raw:
+    async def apply(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
         """Server-side apply: make the fields given so, and remove those given before and not now.
 
         Repeatable: the same object again changes nothing, not even the resource version. With a
-        `metadata.resourceVersion` or `metadata.uid` it is refused (`Conflict`) unless the object
-        still has it. Fields that came by `create` are another operation's: an apply that leaves
-        them out does not remove them.
+        `metadata.resourceVersion` it is refused (`Conflict`) unless the object still has it; with a
+        `metadata.uid` as well, but not for the status of a custom resource, where the server
+        ignores the UID (seen on Kubernetes 1.36): a resource version guards that, too, as no two
+        objects share one. Fields that came by `create` are another operation's: an apply that
+        leaves them out does not remove them.
         """
-        return await self._apply(resource, obj)
-
-    async def apply_status(self, resource: Resource, obj: Raw) -> Raw:
-        """Server-side apply of the status of the object with `metadata.uid`, else `Conflict`.
-
-        For a status the server ignores the UID of a patch, but not its resource version (seen on
-        Kubernetes 1.36; a PUT would check both, but is not an apply), and no two objects share one.
-        The `metadata.resourceVersion` that the caller saw last is tried first: mostly it still
-        holds, which saves a read. Others may write in between; progress does, all the time.
-        """
-        metadata = obj["metadata"]
-        version = metadata.get("resourceVersion")
-        for _ in range(APPLY_TRIES):
-            version = version or await self._version_of(resource, metadata)
-            checked = {**obj, "metadata": {**metadata, "resourceVersion": version}}
-            try:
-                return await self._apply(resource, checked, "status")
-            except Conflict as error:
-                conflict, version = error, None
-        raise conflict
-
-    async def _version_of(self, resource: Resource, metadata: Raw) -> str:
-        path = resource.path(metadata.get("namespace"), metadata["name"])
-        current = (await self._send("GET", path))["metadata"]
-        if current["uid"] != metadata["uid"]:
-            message = f'another {resource.kind} has the name "{metadata["name"]}" now'
-            raise Conflict(HTTPStatus.CONFLICT, "Conflict", message)
-        return str(current["resourceVersion"])
-
-    async def _apply(self, resource: Resource, obj: Raw, subresource: str = "") -> Raw:
         metadata = obj["metadata"]
         # With force: a field that somebody else has set as well becomes ours.
         query = urlencode({"fieldManager": names.OPERATOR_MANAGER, "force": "true"})

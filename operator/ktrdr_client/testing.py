@@ -147,22 +147,13 @@ class FakeCluster:
             raise AlreadyExists(409, "AlreadyExists", f'{resource.plural} "{name}" already exists')
         return self._leave(lost, self._store(key, copy.deepcopy(obj)))
 
-    async def apply(self, resource: Resource, obj: Raw) -> Raw:
+    async def apply(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
         """See `Cluster.apply`."""
-        return self._apply(resource, obj, "", ("uid", "resourceVersion"))
-
-    async def apply_status(self, resource: Resource, obj: Raw) -> Raw:
-        """See `Cluster.apply_status`; the resource version only saves the real one a read."""
-        return self._apply(resource, obj, "status", ("uid",))
-
-    def _apply(
-        self, resource: Resource, obj: Raw, subresource: str, preconditions: tuple[str, ...]
-    ) -> Raw:
         metadata = obj["metadata"]
         lost = self._enter(Request("apply", resource.kind, metadata["name"], subresource))
         key = self._key(resource, metadata.get("namespace"), metadata["name"])
         current = self._objects.get(key)
-        self._check_preconditions(resource, metadata, current, preconditions)
+        self._check_preconditions(resource, metadata, current)
         if current is None and subresource:
             raise self._not_found(resource, metadata["name"])
         wanted = copy.deepcopy(current or {"metadata": {}})
@@ -213,12 +204,9 @@ class FakeCluster:
         target.update(source)
         self._owned[(key, subresource)] = frozenset(source)
 
-    @staticmethod
-    def _check_preconditions(
-        resource: Resource, metadata: Raw, current: Raw | None, preconditions: tuple[str, ...]
-    ) -> None:
+    def _check_preconditions(self, resource: Resource, metadata: Raw, current: Raw | None) -> None:
         name, known = metadata["name"], (current or {}).get("metadata", {})
-        for precondition in preconditions:
+        for precondition in ("uid", "resourceVersion"):
             expected = metadata.get(precondition)
             if expected is not None and expected != known.get(precondition):
                 message = f'{resource.plural} "{name}": {precondition} is not {expected}'

@@ -46,6 +46,6 @@ class Applier:
         if plan.status is None or plan.status == job.status:
             return False
         patch = manifests.status_patch(job, plan.status)
-        written = await self.cluster.apply_status(TRAINING_JOBS, patch)
+        written = await self.cluster.apply(TRAINING_JOBS, patch, subresource="status")
         self.store.put_job(written)
         return True

@@ -249,7 +249,8 @@ def _metadata(job: JobView, name: str, attempt: int | None = None) -> Manifest:
 def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
     """The operator's whole share of status, for server-side apply; progress is the trainer's.
 
-    The UID keeps a newer job of the same name from getting it: `Cluster.apply_status` compares.
+    The version keeps it from an object that this status does not speak of: one that has changed
+    since it was observed, or a newer job of the same name.
     """
     body = json.loads(
         status.model_dump_json(by_alias=True, exclude_none=True, exclude={"progress"})
@@ -260,7 +261,6 @@ def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
         "metadata": {
             "name": job.name,
             "namespace": job.namespace,
-            "uid": job.uid,
             "resourceVersion": job.resource_version,
         },
         "status": body,

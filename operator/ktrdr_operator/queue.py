@@ -16,7 +16,8 @@ from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-BACKOFF_BASE_SECONDS: Final = 0.5
+BACKOFF_BASE_SECONDS: Final = 0.05
+"""So short because the usual error is a conflict, which one more look settles."""
 BACKOFF_CAP_SECONDS: Final = 60.0
 
 

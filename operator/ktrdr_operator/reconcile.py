@@ -175,8 +175,9 @@ class Reconciler:
 
     def _log_failure(self, key: JobKey, error: Exception, delay: float) -> None:
         expected = isinstance(error, ApiError | NameConflictError)
+        level = logging.WARNING if expected else logging.ERROR
         log.log(
-            logging.WARNING if expected else logging.ERROR,
+            logging.DEBUG if isinstance(error, Conflict) else level,  # somebody else wrote, too
             "reconcile failed, next try in %.1f s: %s",
             delay,
             error,

@@ -82,29 +82,42 @@ async def test_client_delete_spares_an_object_with_another_uid(client: Cluster, 
     assert not await client.delete(CONFIG_MAPS, namespace, "c", uid=uid)
 
 
+def status(job: Raw, **fields: object) -> Raw:
+    """A status to apply to a TrainingJob, in this version only."""
+    given = job["metadata"]
+    metadata = {name: given[name] for name in ("namespace", "name", "resourceVersion")}
+    return {
+        "apiVersion": TRAINING_JOBS.api_version,
+        "kind": TRAINING_JOBS.kind,
+        "metadata": metadata,
+        "status": {"observedGeneration": 1, **fields},
+    }
+
+
 async def test_client_status_apply_leaves_spec_and_metadata(client: Cluster, kube: Kube) -> None:
     before = kube.create(training_job(**IDLE))
-    metadata = {"namespace": kube.namespace, "name": "job", "uid": before["metadata"]["uid"]}
-    body = {
-        "apiVersion": before["apiVersion"],
-        "kind": before["kind"],
-        "metadata": metadata,
-        "status": {"observedGeneration": 1, "phase": "Pending"},
-    }
-    after = await client.apply_status(TRAINING_JOBS, body)
+    body = status(before, phase="Pending")
+    after = await client.apply(TRAINING_JOBS, body, subresource="status")
     assert after["spec"] == before["spec"]
     assert after["status"]["phase"] == "Pending"
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
-    body["status"] = {"observedGeneration": -2}
+    bad = status(after, observedGeneration=-2)
     with pytest.raises(Invalid, match="observedGeneration"):
-        await client.apply_status(TRAINING_JOBS, body)
-    body["status"] = {"observedGeneration": 1}
-    metadata["uid"] = str(uuid.uuid4())
+        await client.apply(TRAINING_JOBS, bad, subresource="status")
+
+
+async def test_client_status_of_an_older_version_is_refused(client: Cluster, kube: Kube) -> None:
+    before = kube.create(training_job(**IDLE))
+    body = status(before, phase="Pending")
+    await client.apply(TRAINING_JOBS, body, subresource="status")
     with pytest.raises(Conflict):
-        await client.apply_status(TRAINING_JOBS, body)
-    metadata["name"] = "other"
+        await client.apply(TRAINING_JOBS, {**body, "status": {}}, subresource="status")
+    kube.run("delete", "trainingjobs.ktrdr.io", "job")
     with pytest.raises(NotFound):
-        await client.apply_status(TRAINING_JOBS, body)
+        await client.apply(TRAINING_JOBS, body, subresource="status")
+    kube.create(training_job(**IDLE))  # of the same name: the old job's status is not for it
+    with pytest.raises(Conflict):
+        await client.apply(TRAINING_JOBS, body, subresource="status")
 
 
 async def test_client_creates_two_hundred_objects_cheaply(client: Cluster, kube: Kube) -> None:

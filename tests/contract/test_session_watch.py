@@ -80,12 +80,12 @@ async def running_shell(client: Cluster, kube: Kube) -> AsyncIterator[Listening]
         await task
 
 
-async def report(client: Cluster, job: Raw, step: int, **progress: object) -> Raw:
+async def report(client: Cluster, kube: Kube, step: int, **progress: object) -> Raw:
     """Report progress as a trainer would."""
     body: Raw = {
         "apiVersion": "ktrdr.io/v1alpha1",
         "kind": "TrainingJob",
-        "metadata": {name: job["metadata"][name] for name in ("namespace", "name", "uid")},
+        "metadata": {"namespace": kube.namespace, "name": "job"},
         "status": {
             "progress": {
                 "attempt": 1,
@@ -97,37 +97,37 @@ async def report(client: Cluster, job: Raw, step: int, **progress: object) -> Ra
             }
         },
     }
-    return await client.apply_status(TRAINING_JOBS, body)
+    return await client.apply(TRAINING_JOBS, body, subresource="status")
 
 
 async def test_session_hides_progress_from_kopf_and_keeps_the_newest(
     client: Cluster, kube: Kube
 ) -> None:
     async with running_shell(client, kube) as shell:
-        job = kube.create(training_job(**IDLE))
-        await report(client, job, 0)
+        kube.create(training_job(**IDLE))
+        await report(client, kube, 0)
         before = await shell.quiet()
         for step in range(1, 61):
-            await report(client, job, step)
+            await report(client, kube, step)
         assert await shell.quiet() == before
         uid = shell.events[-1]["object"]["metadata"]["uid"]
         assert (shell.store.reports[uid].progress or {})["step"] == 60
-        await report(client, job, 61, stage="Saving")
+        await report(client, kube, 61, stage="Saving")
         assert await shell.quiet() == before + 1
         assert shell.events[-1]["object"]["status"]["progress"]["stage"] == "Saving"
 
 
 async def test_session_shows_a_cancel_at_once_amid_progress(client: Cluster, kube: Kube) -> None:
     async with running_shell(client, kube) as shell:
-        job = kube.create(training_job(**IDLE))
-        await report(client, job, 0)
+        kube.create(training_job(**IDLE))
+        await report(client, kube, 0)
         await shell.quiet()
         stop = asyncio.Event()
 
         async def flood() -> None:
             step = 1
             while not stop.is_set():
-                await report(client, job, step)
+                await report(client, kube, step)
                 step += 1
 
         flooding = asyncio.create_task(flood())

@@ -133,18 +133,17 @@ async def test_cluster_list_of_three_pages_with_expired_token_starts_again() -> 
     assert seen == ["", "t1", "t/2=", "", "t1", "t/2="]
 
 
-async def test_cluster_status_apply_sends_manager_force_patch_type_and_version() -> None:
+async def test_cluster_apply_sends_manager_force_and_patch_type() -> None:
     async def handler(request: web.Request) -> web.Response:
-        assert request.method == "PATCH"  # and no read: the caller knew the version
+        assert request.method == "PATCH"
         assert request.path.endswith("/trainingjobs/j/status")
         assert dict(request.query) == {"fieldManager": "ktrdr-operator", "force": "true"}
         assert request.content_type == "application/apply-patch+yaml"
         return web.json_response(await request.json())
 
-    metadata = {"namespace": "ns", "name": "j", "uid": "u", "resourceVersion": "7"}
-    obj = {"metadata": metadata, "status": {"phase": "ü"}}
+    obj = {"metadata": {"namespace": "ns", "name": "j"}, "status": {"phase": "ü"}}
     async with serving(handler) as (cluster, _):
-        assert await cluster.apply_status(TRAINING_JOBS, obj) == obj
+        assert await cluster.apply(TRAINING_JOBS, obj, subresource="status") == obj
 
 
 @pytest.mark.parametrize(
@@ -224,46 +223,6 @@ async def test_cluster_without_server_raises_unreachable(unused_tcp_port: int) -
 async def test_cluster_connect_with_missing_kubeconfig_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match=r"nowhere\.yaml"):
         await Cluster.connect(kubeconfig=tmp_path / "nowhere.yaml")
-
-
-@pytest.mark.parametrize("seen", [{}, {"resourceVersion": "0"}])
-async def test_cluster_status_apply_to_successor_of_same_name_conflicts_unwritten(
-    seen: dict[str, str],
-) -> None:
-    async def handler(request: web.Request) -> web.Response:
-        if request.method == "PATCH":
-            assert (await request.json())["metadata"]["resourceVersion"] == "0"
-            return refusal(409, "Conflict", "the object has been modified")
-        return web.json_response({"metadata": {"uid": "new", "resourceVersion": "1"}})
-
-    obj = {"metadata": {"namespace": "ns", "name": "j", "uid": "old", **seen}, "status": {}}
-    async with serving(handler) as (cluster, _):
-        with pytest.raises(Conflict, match="another TrainingJob"):
-            await cluster.apply_status(TRAINING_JOBS, obj)
-
-
-async def test_cluster_status_apply_amid_progress_reads_again_and_gives_up_at_last() -> None:
-    versions: list[str] = []
-    busy = 3
-
-    async def handler(request: web.Request) -> web.Response:
-        if request.method == "GET":
-            version = str(len(versions))
-            return web.json_response({"metadata": {"uid": "u", "resourceVersion": version}})
-        body = await request.json()
-        versions.append(body["metadata"]["resourceVersion"])
-        if len(versions) <= busy:
-            return refusal(409, "Conflict", "the object has been modified")
-        return web.json_response(body)
-
-    obj = {"metadata": {"namespace": "ns", "name": "j", "uid": "u"}, "status": {}}
-    async with serving(handler) as (cluster, _):
-        await cluster.apply_status(TRAINING_JOBS, obj)
-        assert versions == ["0", "1", "2", "3"]
-        assert "resourceVersion" not in obj["metadata"]
-        busy = 99
-        with pytest.raises(Conflict):
-            await cluster.apply_status(TRAINING_JOBS, obj)
 
 
 @pytest.mark.parametrize(("server", "want"), [("https://a:1", "http://p:2"), ("https://b", None)])

@@ -37,8 +37,8 @@ async def test_fake_apply_of_same_object_twice_leaves_resource_version() -> None
 async def test_fake_status_apply_keeps_fields_of_others_and_drops_own_old_ones() -> None:
     cluster = FakeCluster()
     cluster.put(TRAINING_JOBS, job(status={"progress": {"step": 1}}))
-    await cluster.apply_status(TRAINING_JOBS, status(phase="Pending", waiting={}))
-    await cluster.apply_status(TRAINING_JOBS, status(phase="Running"))
+    await cluster.apply(TRAINING_JOBS, status(phase="Pending", waiting={}), subresource="status")
+    await cluster.apply(TRAINING_JOBS, status(phase="Running"), subresource="status")
     found = await cluster.get(TRAINING_JOBS, "ns", "j")
     assert found is not None
     assert found["status"] == {"progress": {"step": 1}, "phase": "Running"}
@@ -48,7 +48,7 @@ async def test_fake_status_apply_keeps_fields_of_others_and_drops_own_old_ones()
 
 async def test_fake_status_apply_to_missing_object_is_not_found() -> None:
     with pytest.raises(NotFound):
-        await FakeCluster().apply_status(TRAINING_JOBS, status(phase="x"))
+        await FakeCluster().apply(TRAINING_JOBS, status(phase="x"), subresource="status")
 
 
 @pytest.mark.parametrize("precondition", ["uid", "resourceVersion"])
