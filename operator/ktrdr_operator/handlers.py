@@ -6,9 +6,8 @@ go on with `reconcile`.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import kopf
@@ -30,13 +29,6 @@ def is_ending(job: Raw | None) -> bool:
     return bool(job.get("spec", {}).get("cancel")) or "deletionTimestamp" in job["metadata"]
 
 
-def fingerprint(job: Raw) -> int:
-    """What a reconcile depends on, as one number."""
-    metadata = job["metadata"]
-    parts = (metadata["uid"], metadata["generation"], metadata.get("deletionTimestamp"))
-    return hash((parts, json.dumps(job.get("status"), sort_keys=True)))
-
-
 @dataclass
 class Handlers:
     """Event handlers of TrainingJobs and of their pods."""
@@ -45,25 +37,18 @@ class Handlers:
     queue: WorkQueue[JobKey]
     metrics: Metrics
     watch_filter: WatchFilter
-    _handled: dict[JobKey, int] = field(default_factory=dict)
-    """Fingerprint of the latest event that was enqueued. Not of the store's object: the answer to a
-    write of ours can bring a user's change into the store that no reconcile has seen."""
 
     async def on_job(self, event: kopf.RawEvent, **_: Any) -> None:
-        """Note a TrainingJob; enqueue it when a reconcile could see a difference."""
+        """Note a TrainingJob and enqueue it, at once when somebody waits for its end."""
         raw: Raw = dict(event["object"])
         key, uid = job_key(raw), raw["metadata"]["uid"]
         now = self.watch_filter.clock()
         self.metrics.handler_lag(now - self.watch_filter.received.get(uid, now))
         if event["type"] == "DELETED":
             self.store.drop_job(key, uid)
-            self._handled.pop(key, None)
-            self.queue.add(key, urgent=True)
-            return
-        self.store.put_job(raw)
-        if self._handled.get(key) != (current := fingerprint(raw)):
-            self._handled[key] = current
-            self.queue.add(key, urgent=is_ending(raw))
+        else:
+            self.store.put_job(raw)
+        self.queue.add(key, urgent=event["type"] == "DELETED" or is_ending(raw))
 
     async def on_pod(self, event: kopf.RawEvent, **_: Any) -> None:
         """Note a pod and enqueue its TrainingJob, at once when somebody waits for its end."""

@@ -266,15 +266,11 @@ def _result(message: str) -> RunResult | None:
 
 
 def _obstacle(conditions: dict[str, Raw], state: Raw) -> Obstacle | None:
+    """None as well where nobody says a word: then it takes its course."""
     scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False":
-        return Obstacle(
-            scheduled.get("reason", "Unschedulable"), clean(scheduled.get("message", ""))
-        )
-    waiting = state.get("waiting")
-    if waiting is None:
-        return None
-    return Obstacle(waiting.get("reason", ""), clean(waiting.get("message", "")))
+    holds = scheduled if scheduled.get("status") == "False" else state.get("waiting") or {}
+    message = clean(holds.get("message", ""))
+    return Obstacle(holds.get("reason", ""), message) if message else None
 
 
 def _time(text: str | None) -> datetime | None:

@@ -93,8 +93,9 @@ class Resync:
         jobs = await self._list(TRAINING_JOBS, "")
         pods = await self._list(PODS, names.LABEL_JOB)
         jobs = merge(jobs_before, self._jobs(), jobs)
-        touched = self.store.replace(jobs, merge(pods_before, self._pods(), pods))
-        self.watch_filter.forget_all_but({raw["metadata"]["uid"] for raw in jobs})
+        pods = merge(pods_before, self._pods(), pods)
+        touched = self.store.replace(jobs, pods)
+        self.watch_filter.forget_all_but({raw["metadata"]["uid"] for raw in (*jobs, *pods)})
         for key in touched:
             self.queue.add(key)
         log.debug("resync: %d TrainingJobs, %d pods", len(jobs), len(pods))

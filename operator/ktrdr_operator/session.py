@@ -1,16 +1,17 @@
-"""The HTTP session under kopf: it drops watch lines that say nothing but progress.
+"""The HTTP session under kopf: it drops watch lines that say nothing new.
 
 kopf spends 0.9 ms of a core on every watch event, handlers or not (measured), so that a thousand
-jobs that report every second would keep it from seeing a cancel. This session reads the TrainingJob
-watch line by line and passes on only those that change something else than `status.progress`; a new
-stage, attempt or checkpoint does pass. Dropped values go to `store.reports`, so that `observe` has
-the newest. `handlers` gives the session to kopf; `health` learns from here that watches advance.
+jobs that report every second would keep it from seeing a cancel. This session reads the watches
+line by line and passes on only what a decision could depend on. Of a TrainingJob that is all but
+mere progress (a new stage, attempt or checkpoint does pass) and the echo of our own writes; of a
+pod, what `observe` sees in it. Dropped progress goes to `store.reports`, so that `observe` has the
+newest. `handlers` gives the session to kopf; `health` learns from here that watches advance.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final, cast
 
@@ -18,8 +19,10 @@ import aiohttp
 from yarl import URL
 
 from ktrdr_api import names
-from ktrdr_client.cluster import NO_ANSWER
+from ktrdr_client.cluster import NO_ANSWER, PODS
 from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.observe import view_pod
+from ktrdr_operator.snapshot import PodView
 from ktrdr_operator.store import Raw, Store
 
 _UNSTABLE_METADATA: Final = frozenset({"resourceVersion", "managedFields"})
@@ -27,7 +30,21 @@ _TELLING_PROGRESS: Final = ("stage", "attempt", "checkpoint")
 """Fields of `status.progress` on which decisions depend."""
 
 
-def essence(obj: Raw) -> bytes:
+def essence(obj: Raw) -> object:
+    """What of an object decisions depend on; compared, never read."""
+    try:
+        return _essence_of_job(obj) if obj.get("kind") == names.KIND else _essence_of_pod(obj)
+    except (KeyError, TypeError, ValueError):
+        return object()  # like no other: it passes, and its reconcile says what is wrong with it
+
+
+def _essence_of_pod(obj: Raw) -> PodView:
+    """A pod as decisions see it; they do not ask where it waits."""
+    view = view_pod(obj)
+    return view if view.started or view.ended else replace(view, node=None)
+
+
+def _essence_of_job(obj: Raw) -> bytes:
     """Digest of a TrainingJob without what a mere progress report changes."""
     metadata = {k: v for k, v in obj["metadata"].items() if k not in _UNSTABLE_METADATA}
     status = dict(obj.get("status") or {})
@@ -39,7 +56,7 @@ def essence(obj: Raw) -> bytes:
 
 @dataclass
 class WatchFilter:
-    """What has passed to kopf of every TrainingJob, and hence what need not pass again."""
+    """What has passed to kopf of every object, and hence what need not pass again."""
 
     store: Store
     metrics: Metrics
@@ -50,9 +67,9 @@ class WatchFilter:
     relisted: asyncio.Event
     """Set when kopf lists anew: what was deleted meanwhile, it will never report."""
     received: dict[str, float] = field(default_factory=dict)
-    """When the latest line of a TrainingJob came in, by UID."""
-    _passed: dict[str, bytes] = field(default_factory=dict)
-    """Essence of the latest line that passed, by UID."""
+    """When the latest line of an object came in, by UID."""
+    _passed: dict[str, object] = field(default_factory=dict)
+    """Essence of the latest line, by UID."""
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -70,51 +87,49 @@ class WatchFilter:
 
     async def _look(self, url: URL, response: aiohttp.ClientResponse) -> None:
         plural = url.path.rpartition("/")[2]
-        if plural not in (names.PLURAL, "pods"):
+        if plural not in (names.PLURAL, PODS.plural):
             return  # discovery
         self.beat(url.path)
-        filters = plural == names.PLURAL
         if url.query.get("watch") == "true":
-            lines = _Lines(response.content, lambda: self.beat(url.path))
-            lines.keeps = self.keeps if filters else lines.keeps
+            lines = _Lines(response.content, lambda: self.beat(url.path), self.keeps)
             response.content = cast(aiohttp.StreamReader, lines)
         else:
             self.relisted.set()
-            if filters:
-                self.seed(await response.read())
+            self.seed(await response.read())
 
     def seed(self, body: bytes) -> None:
         """Learn what kopf learns from a page of a list."""
         for item in json.loads(body).get("items") or ():
-            self._pass(item)
+            self._learn(item)
 
     def keeps(self, line: bytes) -> bool:
-        """Whether a line of the watch goes on to kopf."""
+        """Whether a line of a watch goes on to kopf."""
         event = json.loads(line)
         kind, obj = event["type"], event["object"]
         if kind not in ("ADDED", "MODIFIED", "DELETED"):
             return True  # a bookmark, or an error
         uid = obj["metadata"]["uid"]
+        before = self._passed.get(uid)
+        now = self._learn(obj)
         if kind == "DELETED":
-            self.received[uid] = self.clock()
-            self._passed.pop(uid, None)
+            del self._passed[uid]
             return True
-        before, now = self._passed.get(uid), self._pass(obj)
-        if kind == "ADDED" or before != now:
-            self.metrics.watch_line("passed")
-            return True
-        self.store.note_report(obj)
-        self.metrics.watch_line("dropped")
-        return False
+        if self.store.is_echo(obj) or (kind == "MODIFIED" and before == now):
+            if obj["kind"] == names.KIND:
+                self.store.note_report(obj)
+            self.metrics.watch_line("dropped")
+            return False
+        self.metrics.watch_line("passed")
+        return True
 
-    def _pass(self, obj: Raw) -> bytes:
+    def _learn(self, obj: Raw) -> object:
         uid = obj["metadata"]["uid"]
         self.received[uid] = self.clock()
         self._passed[uid] = essence(obj)
         return self._passed[uid]
 
     def forget_all_but(self, uids: Collection[str]) -> None:
-        """Forget TrainingJobs that are gone; one forgotten too early merely passes once more."""
+        """Forget objects that are gone; one forgotten too early merely passes once more."""
         self._passed = {uid: value for uid, value in self._passed.items() if uid in uids}
         self.received = {uid: value for uid, value in self.received.items() if uid in uids}
 
@@ -132,10 +147,15 @@ class WatchFilter:
 class _Lines:
     """A response's content with some of its lines left out; all else is the content's own."""
 
-    def __init__(self, content: aiohttp.StreamReader, heard: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        content: aiohttp.StreamReader,
+        heard: Callable[[], None],
+        keeps: Callable[[bytes], bool],
+    ) -> None:
         self._content = content
         self._heard = heard
-        self.keeps: Callable[[bytes], bool] = lambda _line: True
+        self._keeps = keeps
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._content, name)
@@ -146,5 +166,5 @@ class _Lines:
         async for data in self._content.iter_chunked(size):
             self._heard()
             *lines, rest = (rest + data).split(b"\n")
-            if kept := [line for line in lines if line and self.keeps(line)]:
+            if kept := [line for line in lines if line and self._keeps(line)]:
                 yield b"\n".join(kept) + b"\n"

@@ -71,6 +71,8 @@ class Store:
     """Last words of deleted pods: their exit code may still be the verdict of an attempt."""
     dead: set[str] = field(default_factory=set)
     """UIDs of TrainingJobs that the API server has said to be gone: none of them comes back."""
+    echoes: set[str] = field(default_factory=set)
+    """Versions that writes of ours have made, until the watch has brought them."""
     reports: dict[str, Report] = field(default_factory=dict)
     """The newest, by UID of the TrainingJob; most are of events that never reach a handler."""
 
@@ -85,6 +87,21 @@ class Store:
         self.jobs[key] = raw
         self.note_report(raw)
         return key
+
+    def put_own(self, raw: Raw) -> None:
+        """Remember a TrainingJob as the answer to a write of ours has it.
+
+        The write was refused unless the object had the version that was known: this is no news.
+        """
+        self.put_job(raw)
+        self.echoes.add(raw["metadata"]["resourceVersion"])
+
+    def is_echo(self, raw: Raw) -> bool:
+        """Whether a write of ours made this version; asked once, by the watch."""
+        version = raw["metadata"]["resourceVersion"]
+        echoes = version in self.echoes
+        self.echoes.discard(version)
+        return echoes
 
     def note_report(self, raw: Raw) -> None:
         """Remember the progress and the version of a TrainingJob, unless newer ones are known."""
@@ -140,6 +157,7 @@ class Store:
     def replace(self, jobs: list[Raw], pods: list[Raw]) -> set[JobKey]:
         """Take a full LIST as the new memory; returns every key that was or is known."""
         touched = {*self.jobs, *self.pods}
+        self.echoes.clear()  # of those that the watch had brought before they were expected
         known_keys = {job_key(raw) for raw in jobs}
         known_uids = {raw["metadata"]["uid"] for raw in jobs}
         self.jobs, self.pods = {}, {}

@@ -48,7 +48,7 @@ def speak(case: Case) -> Draft | None:
 
 
 def _waiting(case: Case, obstacle: Obstacle | None) -> Waiting | None:
-    if obstacle is None or not obstacle.message:
+    if obstacle is None:
         return None
     reason = _reason(obstacle)
     before = case.status.waiting

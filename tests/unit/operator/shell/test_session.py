@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 
+from engine_builders import pod_raw, running_pod, waiting_pod
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, Cluster, Raw
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.session import WatchFilter, essence
@@ -95,6 +96,44 @@ def test_filter_passes_every_other_change_once(watch_filter: WatchFilter, change
     assert watch_filter.keeps(line("MODIFIED", job(4))), "and back again"
 
 
+def test_filter_drops_the_echo_of_our_own_write_once(watch_filter: WatchFilter) -> None:
+    watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
+    ours, theirs = job(2, stage="Saving"), job(3, stage="Saving", attempt=2)
+    watch_filter.store.put_own(ours)
+    assert not watch_filter.keeps(line("MODIFIED", ours))
+    assert watch_filter.keeps(line("MODIFIED", theirs))
+    assert watch_filter.keeps(line("MODIFIED", ours)), "versions are never used twice"
+
+
+def test_filter_passes_what_came_between_two_writes_of_ours(watch_filter: WatchFilter) -> None:
+    watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
+    watch_filter.store.put_own(job(4, spec={"cancel": True}))
+    assert watch_filter.keeps(line("MODIFIED", job(3, spec={"cancel": True})))
+    assert not watch_filter.keeps(line("MODIFIED", job(4, spec={"cancel": True})))
+
+
+def test_filter_passes_of_a_pod_only_what_decisions_see(watch_filter: WatchFilter) -> None:
+    story = (
+        ("ADDED", pod_raw(node=None), True),
+        ("MODIFIED", pod_raw(), False),  # bound to a node
+        ("MODIFIED", waiting_pod("ContainerCreating", ""), False),
+        ("MODIFIED", waiting_pod("ErrImagePull", "no such image"), True),
+        ("MODIFIED", running_pod(), True),
+        ("MODIFIED", running_pod(podIPs=[{"ip": "10.0.0.1"}]), False),
+        ("MODIFIED", running_pod(deleting=True), True),
+        ("DELETED", running_pod(deleting=True), True),
+    )
+    passed = [watch_filter.keeps(line(kind, {"kind": "Pod", **pod})) for kind, pod, _ in story]
+    assert passed == [passes for *_, passes in story]
+    assert watch_filter.store.reports == {}
+
+
+def test_filter_passes_what_it_cannot_read(watch_filter: WatchFilter) -> None:
+    broken = {"kind": "Pod", "metadata": {"uid": "p", "resourceVersion": "1"}}
+    assert watch_filter.keeps(line("MODIFIED", broken))
+    assert watch_filter.keeps(line("MODIFIED", broken))
+
+
 def test_filter_passes_added_deleted_bookmark_and_error(watch_filter: WatchFilter) -> None:
     status = {"kind": "Status", "code": 410}
     bookmark = {"kind": "TrainingJob", "metadata": {"resourceVersion": "9"}}
@@ -179,10 +218,10 @@ async def test_session_watch_cut_anywhere_yields_whole_kept_lines(
     assert len(beats) >= 2
 
 
-async def test_session_pod_watch_passes_untouched_but_beats(
+async def test_session_pod_watch_passes_news_and_beats(
     watch_filter: WatchFilter, beats: list[str]
 ) -> None:
-    stream = line("MODIFIED", job(1)) + b"\n"
+    stream = line("MODIFIED", {"kind": "Pod", **running_pod()}) + b"\n"
     path = PODS.path(None)
     async with (
         server([stream, stream]) as cluster,
@@ -190,5 +229,5 @@ async def test_session_pod_watch_passes_untouched_but_beats(
         session.get(cluster.server + path + "?watch=true") as watch,
     ):
         got = b"".join([part async for part in watch.content.iter_chunked(1 << 20)])
-    assert got == stream * 2
+    assert got == stream
     assert set(beats) == {path}
