@@ -10,7 +10,6 @@ authenticated HTTP session for kopf. `ClusterApi` is what all but `session` need
 # ruff: noqa: N818 - the errors have the names that the API server gives them as reasons
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import orjson
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import (
@@ -135,7 +135,7 @@ _BY_STATUS: Final[dict[int, type[ApiError]]] = {
 def error_from_answer(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     """Build the error for an HTTP answer of 400 or above."""
     try:
-        answer = json.loads(body)
+        answer = orjson.loads(body)
     except ValueError:  # a proxy in between, or an overloaded server, answers in plain text
         answer = None
     if not isinstance(answer, dict):
@@ -390,10 +390,10 @@ class Cluster:
     ) -> Raw:
         async with self._slots:
             await self._wait_until_welcome()
-            data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+            data = None if body is None else orjson.dumps(body)
             status, headers, answer = await self._exchange(method, path, data, kind)
         if status < HTTPStatus.BAD_REQUEST:
-            result: Raw = json.loads(answer)
+            result: Raw = orjson.loads(answer)
             return result
         raise error_from_answer(status, headers, answer)
 

@@ -5,7 +5,6 @@ labels that the watch and `kubectl logs -l ktrdr.io/job=...` select by. Pods mee
 Pod Security Standard.
 """
 
-import json
 from typing import Any, Final
 
 from ktrdr_api import names
@@ -252,9 +251,7 @@ def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
     The version keeps it from an object that this status does not speak of: one that has changed
     since it was observed, or a newer job of the same name.
     """
-    body = json.loads(
-        status.model_dump_json(by_alias=True, exclude_none=True, exclude={"progress"})
-    )
+    body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"progress"})
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,

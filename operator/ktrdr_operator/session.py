@@ -9,13 +9,13 @@ newest. `handlers` gives the session to kopf; `health` learns from here that wat
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final, cast
 
 import aiohttp
+import orjson
 from yarl import URL
 
 from ktrdr_api import names
@@ -51,7 +51,7 @@ def _essence_of_job(obj: Raw) -> bytes:
     progress = status.get("progress") or {}
     status["progress"] = [progress.get(name) for name in _TELLING_PROGRESS]
     body = {**obj, "metadata": metadata, "status": status}
-    return blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).digest()
+    return blake2b(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
 @dataclass
@@ -99,12 +99,12 @@ class WatchFilter:
 
     def seed(self, body: bytes) -> None:
         """Learn what kopf learns from a page of a list."""
-        for item in json.loads(body).get("items") or ():
+        for item in orjson.loads(body).get("items") or ():
             self._learn(item)
 
     def keeps(self, line: bytes) -> bool:
         """Whether a line of a watch goes on to kopf."""
-        event = json.loads(line)
+        event = orjson.loads(line)
         kind, obj = event["type"], event["object"]
         if kind not in ("ADDED", "MODIFIED", "DELETED"):
             return True  # a bookmark, or an error
