@@ -19,7 +19,8 @@ from ktrdr_api.conditions import Reason
 from ktrdr_api.run_contract import ExitCode
 
 MAX_PROBLEMS_SHOWN: Final = 100
-"""A file that is wrong everywhere must not fill a log."""
+MAX_LINE_LENGTH: Final = 500
+"""A file that is wrong everywhere, or in one very long word, must not fill a log."""
 
 
 class KtrdrError(Exception):
@@ -54,7 +55,9 @@ class StrategyError(BadRequestError):
     def __init__(self, source: str, problems: Sequence[tuple[str, str]]) -> None:
         self.source = source
         self.problems = tuple(problems)
-        lines = [f"{source}: {path}: {text}" for path, text in problems[:MAX_PROBLEMS_SHOWN]]
+        lines = [
+            _shortened(f"{source}: {path}: {text}") for path, text in problems[:MAX_PROBLEMS_SHOWN]
+        ]
         if len(problems) > MAX_PROBLEMS_SHOWN:
             lines.append(f"{source}: and {len(problems) - MAX_PROBLEMS_SHOWN} more problems")
         super().__init__("\n".join(lines))
@@ -63,6 +66,10 @@ class StrategyError(BadRequestError):
     def path(self) -> str:
         """Dotted path of the first problem."""
         return self.problems[0][0]
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= MAX_LINE_LENGTH else line[: MAX_LINE_LENGTH - 3] + "..."
 
 
 class DataError(KtrdrError):

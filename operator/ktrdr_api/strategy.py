@@ -1,9 +1,8 @@
 """Strategy v3 as one frozen model, and the one way to read it.
 
-Called by the operator (is it valid, before a pod starts?) and by the trainer, whose pipeline, model
-and loop read these models; the sections are in `strategy_sections.py`. Make a Strategy with
-`parse_strategy` or `with_overrides` only: they also check what spans several keys (references,
-feature ids, timeframes).
+Called by the trainer, whose pipeline, model and loop read these models; the sections are in
+`strategy_sections.py`. Make a Strategy with `parse_strategy` or `with_overrides` only: they also
+check what spans several keys (references, feature ids, timeframes).
 """
 
 import hashlib
@@ -98,14 +97,14 @@ class Strategy(Model):
         return tuple(
             feature
             for entry in self.nn_inputs
-            for timeframe in self._timeframes_of(entry)
+            for timeframe in self.timeframes_of(entry)
             for feature in self._features_of(entry, timeframe)
         )
 
     def warnings(self) -> list[str]:
         """What is allowed but surely not meant."""
         sets = {entry.fuzzy_set for entry in self.nn_inputs}
-        raw = {entry.raw_indicator for entry in self.nn_inputs if entry.raw_indicator}
+        raw = {entry.raw_indicator for entry in self.nn_inputs if entry.raw_indicator is not None}
         used = raw | {fuzzy.indicator for fuzzy in self.fuzzy_sets.values()}
         names = {reference.partition(".")[0] for reference in used}
         return [
@@ -116,7 +115,8 @@ class Strategy(Model):
             if name not in sets
         ]
 
-    def _timeframes_of(self, entry: NnInput) -> tuple[str, ...]:
+    def timeframes_of(self, entry: NnInput) -> tuple[str, ...]:
+        """Those whose bars an entry of nn_inputs is about."""
         return self.timeframes if entry.timeframes == ("all",) else entry.timeframes
 
     def _features_of(self, entry: NnInput, timeframe: str) -> Iterator[Feature]:
@@ -223,15 +223,16 @@ def _reference_problems(strategy: Strategy) -> Iterator[Problem]:
             yield f"fuzzy_sets.{name}.indicator", text
     for index, entry in enumerate(strategy.nn_inputs):
         path = f"nn_inputs.{index}"
-        if entry.raw_indicator and (text := _reference_problem(strategy, entry.raw_indicator)):
+        reference = entry.raw_indicator
+        if reference is not None and (text := _reference_problem(strategy, reference)):
             yield f"{path}.raw_indicator", text
-        if entry.fuzzy_set and entry.fuzzy_set not in strategy.fuzzy_sets:
+        if entry.fuzzy_set is not None and entry.fuzzy_set not in strategy.fuzzy_sets:
             yield (
                 f"{path}.fuzzy_set",
                 f"no fuzzy set {entry.fuzzy_set!r}; there are: {', '.join(strategy.fuzzy_sets)}",
             )
-        for timeframe in entry.timeframes:
-            if timeframe not in (*strategy.timeframes, "all"):
+        for timeframe in strategy.timeframes_of(entry):
+            if timeframe not in strategy.timeframes:
                 listed = ", ".join(strategy.timeframes)
                 yield (
                     f"{path}.timeframes",

@@ -105,7 +105,7 @@ def _options(node: dict[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """Pydantic's sentence in the words of YAML."""
-    text = re.sub(r"^(Input|String|Tuple|Dictionary) should", "should", text)
+    text = re.sub(r"^(Input|String|Tuple|Dictionary|Value) should", "should", text)
     text = re.sub(r"a valid dictionary or instance of \w+", "a map", text)
     return text.replace("a valid tuple", "a list").replace(" after validation", "")
 
