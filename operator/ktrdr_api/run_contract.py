@@ -8,7 +8,7 @@ termination message, so that the outcome survives an unreachable API server.
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 TERMINATION_MESSAGE_MAX_BYTES: Final = 4096
@@ -105,7 +105,15 @@ class RunRequest(RunModel):
     """Where progress goes: the TrainingJob's status, `progress.json` in the output folder, none."""
 
 
+def _encodable(value: object) -> object:
+    """Names of files may hold lone surrogates, which no JSON can say."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
 Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+OutputPath = Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9._/-]+$")]
+"""Relative to the output folder; made of strategy name, job UID and numbers."""
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class CheckpointRef(RunModel):
@@ -113,20 +121,17 @@ class CheckpointRef(RunModel):
 
     epoch: Count
     step: Count
-    path: Annotated[str, Field(max_length=512)]
-    """Relative to the output folder."""
+    path: OutputPath
     time: Annotated[str, Field(max_length=64, pattern=_RFC_3339)]
     """RFC 3339, trainer's clock."""
-    digest: Annotated[str, Field(max_length=71)]
-    """`sha256:` and 64 hex digits."""
+    digest: Digest
 
 
 class ArtifactRef(RunModel):
     """The stored model."""
 
-    path: Annotated[str, Field(max_length=512)]
-    """Folder, relative to the output folder."""
-    digest: Annotated[str, Field(max_length=71)]
+    path: OutputPath
+    digest: Digest
     size_bytes: Count
 
 
@@ -147,15 +152,16 @@ class Outcome(StrEnum):
 
 
 class RunResult(RunModel):
-    """The last word of a run."""
+    """The last word of a run. Every field is bounded: all but metrics and message fit 4 KiB."""
 
-    job_uid: str
-    attempt: int
+    job_uid: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]*$")]
+    """Empty when the request could not be read."""
+    attempt: Annotated[int, Field(ge=0, le=2**31 - 1)]
     outcome: Outcome
-    exit_code: int
-    reason: Annotated[str, Field(max_length=64)]
+    exit_code: Annotated[int, Field(ge=0, le=255)]
+    reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z]+$")]
     """A `conditions.Reason`."""
-    message: Annotated[str, Field(max_length=MESSAGE_MAX_LENGTH)] = ""
+    message: Annotated[str, BeforeValidator(_encodable), Field(max_length=MESSAGE_MAX_LENGTH)] = ""
     epoch: Count = 0
     batch: Count = 0
     step: Count = 0
@@ -168,10 +174,11 @@ class RunResult(RunModel):
 
     def termination_message(self) -> str:
         """At most 4 KiB of JSON: metrics are dropped, then the message is cut, until it fits."""
-        text = self._json()
-        if len(text.encode()) <= TERMINATION_MESSAGE_MAX_BYTES:
-            return text
-        return self.model_copy(update={"metrics": (), "message": self.message[:256]})._json()
+        text, cut = self._json(), self.model_copy(update={"metrics": ()})
+        while len(text.encode()) > TERMINATION_MESSAGE_MAX_BYTES:
+            text = cut._json()
+            cut = cut.model_copy(update={"message": cut.message[: len(cut.message) // 2]})
+        return text
 
     def _json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
