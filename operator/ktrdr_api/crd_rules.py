@@ -9,12 +9,17 @@ from typing import Any, Final
 
 from ktrdr_api import names
 from ktrdr_api.conditions import TERMINAL
-from ktrdr_api.training_job import MUTABLE_SPEC_FIELDS, TrainingJobSpec
+from ktrdr_api.training_job import MUTABLE_SPEC_FIELDS, STRATEGY_MAX_BYTES, TrainingJobSpec
 
 Rule = dict[str, Any]
 
 RESERVED_ENV_PREFIX: Final = "KTRDR_"
 """Variables that the operator sets from the pod's field references."""
+
+
+_ORDERED_SETS: Final = frozenset({"symbols", "timeframes"})
+"""CEL compares lists of type `set` without their order, and the order of rows and features decides
+the model."""
 
 
 def rules_of(model: str) -> list[Rule]:
@@ -36,7 +41,8 @@ def _immutable() -> list[Rule]:
         wire = field.alias or name
         if wire in MUTABLE_SPEC_FIELDS:
             continue
-        same = f"self.{wire} == oldSelf.{wire}"
+        order = ".join(',')" if wire in _ORDERED_SETS else ""
+        same = f"self.{wire}{order} == oldSelf.{wire}{order}"
         if not field.is_required():
             same = f"has(self.{wire}) == has(oldSelf.{wire}) && (!has(self.{wire}) || {same})"
         message = f"spec.{wire} is immutable after creation"
@@ -76,6 +82,11 @@ _RULES: Final[dict[str, list[Rule]]] = {
             "has(self.inline) != has(self.configMapKeyRef)",
             "exactly one of inline and configMapKeyRef must be given",
         ),
+        _rule(
+            f"!has(self.inline) || size(bytes(self.inline)) <= {STRATEGY_MAX_BYTES}",
+            f"inline must have at most {STRATEGY_MAX_BYTES} bytes",
+            path=".inline",
+        ),
     ],
     "ClaimRef": [
         _rule(
@@ -95,8 +106,8 @@ _RULES: Final[dict[str, list[Rule]]] = {
     "Resources": [
         _rule(
             "!has(self.limits) || self.limits.all(k,"
-            f" !{_IS_GPU} || string(self.limits[k]).matches('^[0-9]+$'))",
-            "GPUs are whole numbers",
+            f" !{_IS_GPU} || string(self.limits[k]).matches('^(0|[1-9][0-9]{{0,3}})$'))",
+            "GPUs are whole numbers below 10000",  # their sum is a number in status
             path=".limits",
         ),
         _rule(

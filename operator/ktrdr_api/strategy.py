@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -18,6 +18,7 @@ from ktrdr_api.errors import StrategyError
 from ktrdr_api.indicator_types import Indicator
 from ktrdr_api.strategy_problems import Problem, problems_of
 from ktrdr_api.strategy_sections import (
+    MAX_BYTES,
     TIMEFRAME_SECONDS,
     Decisions,
     Deployment,
@@ -31,9 +32,6 @@ from ktrdr_api.strategy_sections import (
     Training,
     TrainingData,
 )
-
-MAX_BYTES: Final = 65_536
-"""Also the bound of `spec.strategy.inline`."""
 
 
 def _text(value: object) -> object:

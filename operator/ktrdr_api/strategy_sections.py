@@ -11,6 +11,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+MAX_BYTES: Final = 65_536
+"""Of a strategy's text in UTF-8, inline in a TrainingJob too."""
 YEARS: Final = range(1900, 2200)
 """A date outside is a typing error; nanoseconds in 64 bits reach from 1678 to 2262."""
 MAX_MEMBERSHIPS: Final = 32

@@ -9,22 +9,22 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from ktrdr_api import strategy_sections
 from ktrdr_api.run_contract import CheckpointPolicy, Stage
+from ktrdr_api.strategy_sections import Symbol, Timeframe
 
-STRATEGY_MAX_BYTES: Final = 65536
+STRATEGY_MAX_BYTES: Final = strategy_sections.MAX_BYTES
 
 DnsName = Annotated[
     str,
     Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"),
 ]
-Symbol = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._-]+$")]
-Timeframe = Literal["1m", "5m", "15m", "30m", "1h", "4h", "1d", "1w"]
 Date = Annotated[
     str,
     Field(
         min_length=10,
         max_length=10,
-        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        pattern=r"^(19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}$",  # as strategy_sections.YEARS
         json_schema_extra={"format": "date"},
     ),
 ]
@@ -42,6 +42,7 @@ Quantity = Annotated[
 ]
 Atomic: Final = {"x-kubernetes-list-type": "atomic"}
 Unique: Final = {"x-kubernetes-list-type": "set"}
+Named: Final = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 IntOrStringMap = dict[Annotated[str, Field(max_length=317)], Annotated[int, Field(ge=0)] | Quantity]
 
 
@@ -67,10 +68,10 @@ class ConfigMapKeyRef(ApiModel):
 
 
 class StrategySource(ApiModel):
-    """Exactly one of `inline` and `configMapKeyRef`."""
+    """Where the strategy is."""
 
     inline: Annotated[str, Field(min_length=1, max_length=STRATEGY_MAX_BYTES)] | None = None
-    """The strategy itself, YAML."""
+    """The strategy itself, YAML, at most 64 KiB."""
     config_map_key_ref: ConfigMapKeyRef | None = None
     """Where the strategy is; read once, when the first attempt starts."""
 
@@ -137,15 +138,15 @@ class Trainer(ApiModel):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Container image; the operator's setting when absent."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """As in core/v1."""
+    """When the kubelet asks the registry; the operator's setting when absent."""
     image_pull_secrets: Annotated[
         tuple[LocalObjectReference, ...], Field(max_length=8, json_schema_extra=Atomic)
     ] = ()
     """Secrets with registry credentials."""
     resources: Resources = Resources()
     """Compute resources, GPUs included."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=32, json_schema_extra=Atomic)] = ()
-    """Plain environment variables for the trainer container."""
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=32, json_schema_extra=Named)] = ()
+    """Plain environment variables for the trainer container, each name once."""
     node_selector: Annotated[
         dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
         Field(max_length=16),
@@ -187,10 +188,10 @@ class ProgressSettings(ApiModel):
 
 
 class TrainingJobSpec(ApiModel):
-    """What to train, on what, where to. Immutable after creation except `cancel`."""
+    """What to train, on what, where to."""
 
     strategy: StrategySource
-    """The strategy to train."""
+    """The strategy to train: exactly one of inline and configMapKeyRef."""
     symbols: (
         Annotated[tuple[Symbol, ...], Field(min_length=1, max_length=256, json_schema_extra=Unique)]
         | None
@@ -238,13 +239,7 @@ class MetricValue(ApiModel):
     """Decimal text."""
 
 
-Metrics = Annotated[
-    tuple[MetricValue, ...],
-    Field(
-        max_length=32,
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    ),
-]
+Metrics = Annotated[tuple[MetricValue, ...], Field(max_length=32, json_schema_extra=Named)]
 
 
 class CheckpointStatus(ApiModel):
@@ -372,7 +367,7 @@ class Result(ApiModel):
     """What came out; outlives the pods."""
 
     outcome: Annotated[str, Field(max_length=32)]
-    """Succeeded, or what the run said of itself."""
+    """Succeeded: no other end leaves a model."""
     duration_seconds: Annotated[int, Field(ge=0)] = 0
     """Of the last attempt."""
     metrics: Metrics = ()
@@ -458,6 +453,6 @@ class TrainingJob(ApiModel):
     """Trains one strategy model."""
 
     spec: TrainingJobSpec
-    """What to train, on what, where to."""
+    """What to train, on what, where to. Only `cancel` can be changed after creation."""
     status: TrainingJobStatus = TrainingJobStatus()
     """What happened so far."""

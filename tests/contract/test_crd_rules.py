@@ -35,6 +35,8 @@ VALID: dict[str, Raw] = {
     "folder": claim(subPath="a/b..c/d"),
     "GPUs in limits": resources(limits={"nvidia.com/gpu": 2, "memory": "4Gi", "cpu": "500m"}),
     "GPUs in both": resources(limits={"amd.com/gpu": "1"}, requests={"amd.com/gpu": 1, "cpu": 2}),
+    "variables": env("PYTHONHASHSEED", "OMP_NUM_THREADS"),
+    "strategy of 64 KiB": {"strategy": {"inline": "x" * 65536}},
     "MIG": resources(limits={"nvidia.com/mig-1g.5gb": 1}),
 }
 
@@ -55,6 +57,13 @@ INVALID: dict[str, tuple[Raw, str]] = {
         "spec.startDate: Invalid value: startDate must not be after endDate",
     ),
     "no such day": ({"endDate": "2019-02-30"}, "must be of type date"),
+    "no such year": ({"endDate": "0019-02-03"}, "spec.endDate in body should match"),
+    "symbol that is a path": ({"symbols": [".."]}, "spec.symbols[0] in body should match"),
+    "strategy of more than 64 KiB": (
+        {"strategy": {"inline": "ü" * 32769}},
+        "spec.strategy.inline: Invalid value: inline must have at most 65536 bytes",
+    ),
+    "variable twice": (env("A", "B", "A"), 'spec.trainer.env[2]: Duplicate value: {"name":"A"}'),
     "symbol twice": ({"symbols": ["BTC", "BTC"]}, 'spec.symbols[1]: Duplicate value: "BTC"'),
     "no such timeframe": ({"timeframes": ["2h"]}, "spec.timeframes[0]: Unsupported value"),
     "path up": (claim(subPath="a/../b"), "subPath must not contain '..'"),
@@ -62,6 +71,10 @@ INVALID: dict[str, tuple[Raw, str]] = {
     "path absolute": (claim(subPath="/etc"), "subPath in body should match"),
     "reserved variable": (env("KTRDR_POD_UID"), "names that begin with KTRDR_ belong to"),
     "half a GPU": (resources(limits={"nvidia.com/gpu": "500m"}), "GPUs are whole numbers"),
+    "more GPUs than numbers": (
+        resources(limits={"nvidia.com/gpu": "9" * 32}),
+        "GPUs are whole numbers below 10000",
+    ),
     "two families": (
         resources(limits={"nvidia.com/gpu": 1, "amd.com/gpu": 1}),
         "GPUs must be of one family",
@@ -124,12 +137,16 @@ def test_status_given_at_creation_is_ignored(cluster: Kube) -> None:
 
 
 def test_spec_after_creation_is_immutable_but_for_cancel(kube: Kube) -> None:
-    kube.create(training_job(symbols=["BTC"], trainer={"image": "a"}))
+    kube.create(
+        training_job(symbols=["BTC", "ETH"], timeframes=["1h", "1d"], trainer={"image": "a"})
+    )
     changes: list[Raw] = [
         {"strategy": {"inline": "name: other"}},
-        {"symbols": ["ETH"]},
+        {"symbols": ["LTC"]},
+        {"symbols": ["ETH", "BTC"]},  # the order of rows and features decides the model
         {"symbols": None},
-        {"timeframes": ["1h"]},
+        {"timeframes": ["1d", "1h"]},
+        {"timeframes": None},
         {"startDate": "2018-01-01"},
         {"endDate": "2018-01-01"},
         claim(subPath="other"),
