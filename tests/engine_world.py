@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from engine_builders import (
     CHECKPOINT,
@@ -26,7 +26,7 @@ from engine_builders import (
 from ktrdr_api import names
 from ktrdr_api.conditions import TERMINAL
 from ktrdr_api.run_contract import Outcome
-from ktrdr_client.cluster import PODS, TRAINING_JOBS, Invalid, Resource
+from ktrdr_client.cluster import PODS, TRAINING_JOBS, ClusterApi, Invalid, Resource
 from ktrdr_client.testing import FakeCluster
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.metrics import Metrics
@@ -35,7 +35,6 @@ from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Reconciler
 from ktrdr_operator.store import JobKey, Store
 
-T = TypeVar("T")
 KEY = JobKey(NAMESPACE, JOB)
 ROUND_SECONDS = 7.0
 MAX_ROUNDS = 60
@@ -62,7 +61,15 @@ class Wire:
     calls: int = 0
     _dead: bool = False
 
-    async def _through(self, call: Callable[[], Awaitable[T]]) -> T:
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        """Any method of the API server."""
+
+        def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+            return self._through(method, *args, **kwargs)
+
+        return call
+
+    async def _through(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._dead:
             raise SigKill
         self.calls += 1
@@ -72,54 +79,21 @@ class Wire:
             raise SigKill
         if self.pause:
             await self.pause()
-        answer = await call()
+        answer = await self._serve(method, *args, **kwargs)
         if self.pause:
             await self.pause()
         if dies:
             raise SigKill
         return answer
 
-    async def get(self, resource: Resource, namespace: str | None, name: str) -> Raw | None:
-        return await self._through(lambda: self.world.cluster.get(resource, namespace, name))
-
-    async def list(
-        self, resource: Resource, namespace: str | None, *, label_selector: str = ""
-    ) -> tuple[list[Raw], str]:
-        return await self._through(
-            lambda: self.world.cluster.list(resource, namespace, label_selector=label_selector)
-        )
-
-    async def create(self, resource: Resource, obj: Raw) -> Raw:
-        async def call() -> Raw:
-            try:
-                return await self.world.cluster.create(resource, obj)
-            finally:  # an error may hide that it was created
-                if resource == PODS:
-                    self.world.check()
-
-        return await self._through(call)
-
-    async def apply(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
-        async def call() -> Raw:
-            self.world.obey_rules(obj)
-            return await self.world.cluster.apply(resource, obj, subresource=subresource)
-
-        return await self._through(call)
-
-    async def delete(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        *,
-        uid: str,
-        grace_period_seconds: int | None = None,
-    ) -> bool:
-        return await self._through(
-            lambda: self.world.cluster.delete(
-                resource, namespace, name, uid=uid, grace_period_seconds=grace_period_seconds
-            )
-        )
+    async def _serve(self, method: str, resource: Resource, *args: Any, **kwargs: Any) -> Any:
+        if method == "apply":
+            self.world.obey_rules(*args)
+        try:
+            return await getattr(self.world.cluster, method)(resource, *args, **kwargs)
+        finally:  # an error may hide that it was created
+            if (method, resource) == ("create", PODS):
+                self.world.check()
 
 
 class Operator:
@@ -131,9 +105,10 @@ class Operator:
         self.store = Store()
         self.queue = WorkQueue[JobKey](clock=world.monotonic, random=Random(0))  # noqa: S311 - repeatable
         metrics = Metrics()
-        self.events = EventRecorder(self.wire, metrics, world.now)
+        server = cast(ClusterApi, self.wire)
+        self.events = EventRecorder(server, metrics, world.now)
         self.reconciler = Reconciler(
-            self.wire, self.store, self.queue, LIMITS, metrics, self.events, world.now
+            server, self.store, self.queue, LIMITS, metrics, self.events, world.now
         )
 
     def relist(self) -> None:
