@@ -29,7 +29,7 @@ from engine_builders import (
 )
 from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome
-from ktrdr_api.training_job import TrainingJobStatus
+from ktrdr_api.training_job import TrainingJobStatus, Waiting
 from ktrdr_operator.decide import decide
 from ktrdr_operator.snapshot import Plan, Snapshot, StrategyText
 
@@ -378,6 +378,22 @@ def test_decide_again_on_its_own_status_changes_nothing_but_the_clock(situation:
         assert again.events == ()
 
 
+@pytest.mark.parametrize("situation", [row[0] for row in TABLE.values()], ids=TABLE)
+def test_decide_whatever_was_waited_for_is_over_once_the_job_runs_or_ends(
+    situation: Snapshot,
+) -> None:
+    waiting = Waiting(reason=Reason.UNSCHEDULABLE, message="0/1 nodes", since=ago(60))
+    assert situation.job is not None
+    before = situation.job.status.model_copy(update={"waiting": waiting})
+    found = status(plan(replace(situation, job=replace(situation.job, status=before))))
+    finished = Phase(found.phase) in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+    assert (found.completion_time is not None) == finished
+    if finished or found.phase in (Phase.RUNNING, Phase.CANCELLING):
+        assert (found.waiting, found.retry_time) == (None, None)
+    if found.retry_time != before.retry_time:  # just judged, or just started
+        assert found.waiting is None
+
+
 def test_decide_strategy_missing_waits_and_recovers() -> None:
     situation = snapshot(job_raw())
     missing = replace(situation, strategy=StrategyText(problem='ConfigMap "s" does not exist'))
@@ -592,6 +608,39 @@ def test_decide_cancel_receipt_is_complete_after_a_clean_stop() -> None:
         "checkpoint": CHECKPOINT,
     }
     assert found.message == ("Cancelled in epoch 4 after batch 17; checkpoint checkpoints/uid-fx/3")
+
+
+@pytest.mark.parametrize(
+    ("reported", "before", "want"),
+    [
+        (progress(stage="Cancelling"), None, ago(0)),
+        (progress(stage="Cancelling"), ago(9), ago(9)),
+        (progress(stage="Saving"), None, None),
+        (progress(attempt=2, stage="Cancelling"), None, None),
+    ],
+    ids=["now", "long ago", "busy with something else", "of another attempt"],
+)
+def test_decide_cancel_is_acknowledged_once_by_the_attempt_that_runs(
+    reported: Raw, before: str | None, want: str | None
+) -> None:
+    receipt = {**RECEIPT, "acknowledgedTime": before}
+    job = recorded(1, C.RUNNING, progress=reported, cancellation=receipt)
+    found = status(plan(cancelling(running_pod(), job))).cancellation
+    assert found is not None
+    assert (found.requested_time, found.acknowledged_time) == (ago(10), want)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "want"), [(Outcome.CANCELLED, ago(8)), (Outcome.TERMINATED, None)]
+)
+def test_decide_cancel_is_acknowledged_by_a_last_word_that_says_so(
+    outcome: Outcome, want: str | None
+) -> None:
+    pod = ended_pod(10, message=last_word(outcome), finished=ago(8))
+    found = status(plan(cancelling(pod, recorded(1, C.RUNNING, cancellation=RECEIPT))))
+    assert found.cancellation is not None
+    assert found.cancellation.acknowledged_time == want
+    assert found.cancellation.stopped_time == found.completion_time == ago(8)
 
 
 def test_decide_cancel_acknowledgement_is_stamped_by_our_clock() -> None:
