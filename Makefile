@@ -58,11 +58,9 @@ imports: bootstrap ## Check who imports whom
 generate: bootstrap ## Regenerate what is generated from the models: CRD, reference pages
 	@$(PYTHON) -m ktrdr_api.crd
 	@$(PYTHON) -m ktrdr_api.reference
-	@$(PYTHON) -m ktrdr_api.reference
 
 verify: bootstrap ## Fail if anything generated differs from what the models say
 	@$(PYTHON) -m ktrdr_api.crd --check
-	@$(PYTHON) -m ktrdr_api.reference --check
 	@$(PYTHON) -m ktrdr_api.reference --check
 
 unit: bootstrap ## Fast tests: no cluster, no network

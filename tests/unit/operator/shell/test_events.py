@@ -90,12 +90,9 @@ async def test_event_whose_answer_was_lost_is_posted_once(monkeypatch: pytest.Mo
     assert b"ktrdr_events_dropped_total 0.0" in metrics.exposition()
 
 
-@pytest.mark.parametrize("limit", [5])
-async def test_event_queue_when_full_drops_counts_and_never_blocks(
-    monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+async def test_event_queue_when_full_drops_counts_and_never_blocks() -> None:
     cluster, metrics = FakeCluster(), Metrics()
-    recorder = EventRecorder(cluster, metrics, lambda: NOW, asyncio.Queue(limit))
-    for number in range(limit + 3):
+    recorder = EventRecorder(cluster, metrics, lambda: NOW, asyncio.Queue(5))
+    for number in range(5 + 3):
         recorder.record(JOB, "Warning", "Failed", str(number))
     assert b"ktrdr_events_dropped_total 3.0" in metrics.exposition()
