@@ -135,11 +135,13 @@ async def test_events_are_found_by_kubectl(client: Cluster, kube: Kube) -> None:
     task = asyncio.create_task(recorder.run())
     for message in ("first", "second"):
         recorder.record(job, "Warning", "ContractTest", message)
-    await asyncio.sleep(0.5)
+    lines: list[str] = []
+    async with asyncio.timeout(10):
+        while len(lines) < 2:
+            told = await asyncio.to_thread(kube.run, "events", "--for", "trainingjobs.ktrdr.io/job")
+            lines = [line for line in told.splitlines() if "ContractTest" in line]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    told = kube.run("events", "--for", "trainingjobs.ktrdr.io/job")
-    lines = [line for line in told.splitlines() if "ContractTest" in line]
     assert [line.split()[-1] for line in lines] == ["first", "second"]
     assert "ContractTest" in kube.run("describe", "trainingjobs.ktrdr.io", "job")
 

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ktrdr_api.strict_yaml import YamlError, load
 
@@ -62,6 +64,29 @@ def test_load_refuses_with_line_column_and_remedy(text: str, want: str) -> None:
     with pytest.raises(YamlError) as refused:
         load(text)
     assert str(refused.value) == want
+
+
+syntax = st.sampled_from(
+    [
+        *"{}[]:,-?|>&*!%@`#'\"\n\t \\\x00\x85\u2028\ufeff\ud800a1~",
+        "---",
+        "...",
+        "<<",
+        ": ",
+        "- ",
+        "? ",
+    ]
+)
+
+
+@given(st.text(max_size=40) | st.lists(syntax, max_size=40).map("".join))
+def test_load_of_any_text_gives_a_value_or_words_for_a_terminal(text: str) -> None:
+    told = ""
+    try:
+        load(text)
+    except YamlError as refused:
+        told = str(refused)
+    assert told.isprintable()
 
 
 def test_load_control_character_is_refused() -> None:
