@@ -204,9 +204,9 @@ def last_word(outcome: Outcome = Outcome.SUCCEEDED, **fields: Any) -> str:
 MODEL = {"path": "models/fx_momentum/1h_v1", "digest": DIGEST, "sizeBytes": 4096}
 
 
-def succeeded_pod(attempt: int = 1, **fields: Any) -> Raw:
+def succeeded_pod(attempt: int = 1, *, checkpoint: Raw | None = None, **fields: Any) -> Raw:
     """A pod whose trainer has stored a model."""
-    message = last_word(attempt=attempt, epochsCompleted=50, artifact=MODEL)
+    message = last_word(attempt=attempt, epochsCompleted=50, artifact=MODEL, checkpoint=checkpoint)
     return ended_pod(0, attempt, message=message, **fields)
 
 

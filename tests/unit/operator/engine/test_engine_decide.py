@@ -31,6 +31,8 @@ from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome
 from ktrdr_api.training_job import TrainingJobStatus, Waiting
 from ktrdr_operator.decide import decide
+from ktrdr_operator.policies.draft import Case
+from ktrdr_operator.policies.refused import after_refusal
 from ktrdr_operator.snapshot import Plan, Snapshot, StrategyText
 
 C = ConditionType
@@ -92,6 +94,7 @@ def cancelling(pod: Raw | None, status: Raw, **spec: Any) -> Snapshot:
     return snapshot(job_raw(status=status, cancel=True, **spec), *pods)
 
 
+NEWER = {**CHECKPOINT, "epoch": 9, "step": 900}
 RECEIPT = {"requestedTime": ago(10)}
 LATE = {"requestedTime": ago(31)}
 BACKOFF = {"retries": 1, "retryTime": ago(-20), "reason": "Retrying", "message": "Retry 1"}
@@ -121,6 +124,13 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         started(waiting_pod("ErrImagePull", "not found")),
         Want(Phase.STARTING, Reason.IMAGE_PULL_FAILED, RECONCILING, requeue=300.0),
     ),
+    **{
+        f"image: {word}": (
+            started(waiting_pod(word, "words")),
+            Want(Phase.STARTING, Reason.IMAGE_PULL_FAILED, RECONCILING, requeue=300.0),
+        )
+        for word in ("InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+    },
     "image pull, after grace": (
         started(
             waiting_pod("ImagePullBackOff", "Back-off"),
@@ -211,6 +221,14 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         ran(ended_pod(137, reason="OOMKilled")),
         Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
     ),
+    "OOM of a part, the rest could say so": (
+        ran(ended_pod(137, reason="OOMKilled", message=last_word(Outcome.FAILED, exitCode=137))),
+        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
+    ),
+    "exit 1 for a reason that is none of ours": (
+        ran(ended_pod(1, message=last_word(Outcome.FAILED, reason="Weird"))),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    ),
     "evicted": (
         ran(ended_pod(137, conditions=DISRUPTION_TARGET)),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
@@ -268,6 +286,10 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     "superseded attempt alive": (
         snapshot(job_raw(status=recorded(2, C.RUNNING)), running_pod(1), running_pod(2)),
         Want(Phase.RUNNING, Reason.RUNNING, RUNNING, deletions=("fx-1-0",)),
+    ),
+    "attempt of an operator that is ahead of us": (
+        snapshot(job_raw(status=recorded(1, C.RECONCILING)), running_pod(2)),
+        Want(Phase.RETRYING, Reason.STARTING, RECONCILING),
     ),
     "cancel at creation": (
         cancelling(None, {"observedGeneration": -1}),
@@ -431,12 +453,36 @@ def test_decide_after_refusal_keeps_attempt_words_and_judges_its_end(reason: str
     assert outcome(plan(snapshot(job_raw(status=due)))) == Want(
         Phase.PENDING, Reason(reason), RECONCILING, start=1
     )
-    seen_running = plan(snapshot(job_raw(status=due), running_pod()))
-    assert status(seen_running).waiting is None
-    assert status(seen_running).retry_time is None
+    trying = plan(snapshot(job_raw(status=due)))
+    assert (status(trying).retry_time, trying.events) == (ago(0), ())
+    for pod in (pod_raw(), running_pod(), succeeded_pod()):
+        seen = status(plan(snapshot(job_raw(status=due), pod)))
+        assert (seen.waiting, seen.retry_time) == (None, None)
     assert outcome(plan(snapshot(job_raw(status=due), succeeded_pod()))) == Want(
         Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED
     )
+
+
+def test_decide_waiting_for_something_else_begins_anew() -> None:
+    before = {"reason": "StrategyNotFound", "message": "gone", "since": ago(90)}
+    unscheduled = started(unscheduled_pod("0/2 nodes"), waiting=before)
+    assert unscheduled.job is not None
+    found = status(plan(unscheduled)).waiting
+    case = Case(snapshot=unscheduled, job=unscheduled.job, now=NOW, limits=LIMITS)
+    refused = after_refusal(case, Reason.CREATE_REFUSED, "quota")
+    assert found is not None
+    assert found.since == refused.changes["waiting"].since == ago(0)
+    missing = replace(
+        snapshot(job_raw(status=recorded(0, waiting=before))), strategy=StrategyText(problem="gone")
+    )
+    still = status(plan(missing)).waiting
+    assert still is not None
+    assert still.since == ago(90)
+
+
+def test_decide_obstacle_without_words_is_none() -> None:
+    found = status(plan(started(waiting_pod("ContainerCreating", ""))))
+    assert (found.message, found.waiting) == ('Pod "fx-1-0" is starting', None)
 
 
 def test_decide_refused_attempt_whose_strategy_vanished_keeps_its_number() -> None:
@@ -502,11 +548,41 @@ def test_decide_running_records_start_host_gpus_and_checkpoint() -> None:
     assert found.checkpoint.model_dump(by_alias=True) == CHECKPOINT
 
 
+@pytest.mark.parametrize("pod", [running_pod(2), succeeded_pod(2)], ids=["runs", "has ended"])
+def test_decide_start_time_is_that_of_the_first_attempt(pod: Raw) -> None:
+    first = snapshot(job_raw(status=recorded(2, C.RECONCILING)), pod)
+    later = snapshot(job_raw(status=recorded(2, C.RECONCILING, startTime=ago(500))), pod)
+    assert status(plan(first)).start_time in (ago(60), ago(120))
+    assert status(plan(later)).start_time == ago(500)
+    assert status(plan(first)).host == status(plan(later)).host == "node-1"
+
+
+def test_decide_next_attempt_has_its_pod_and_no_host_yet() -> None:
+    due = {**BACKOFF, "retryTime": ago(0), "host": "node-9"}
+    found = status(plan(started(ended_pod(1), **due)))
+    assert (found.pod_name, found.host) == ("fx-2-0", None)
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        succeeded_pod(checkpoint=NEWER),
+        ended_pod(75, message=last_word(Outcome.FAILED, checkpoint=NEWER)),
+        ended_pod(143, message=last_word(Outcome.TERMINATED, checkpoint=NEWER)),
+    ],
+    ids=["completed", "failed", "disrupted"],
+)
+def test_decide_ended_takes_the_checkpoint_of_its_last_word(pod: Raw) -> None:
+    job = job_raw(status=recorded(1, C.RUNNING, checkpoint=CHECKPOINT))
+    found = status(plan(snapshot(job, pod)))
+    assert found.checkpoint is not None
+    assert found.checkpoint.model_dump(by_alias=True) == NEWER
+
+
 def test_decide_running_ignores_the_checkpoint_of_an_earlier_report() -> None:
-    newer = {**CHECKPOINT, "epoch": 9, "step": 900}
     job = job_raw(
         status=recorded(
-            2, C.RECONCILING, checkpoint=newer, progress=progress(1, checkpoint=CHECKPOINT)
+            2, C.RECONCILING, checkpoint=NEWER, progress=progress(1, checkpoint=CHECKPOINT)
         )
     )
     found = status(plan(snapshot(job, running_pod(2))))
@@ -515,11 +591,15 @@ def test_decide_running_ignores_the_checkpoint_of_an_earlier_report() -> None:
 
 
 def test_decide_completed_keeps_the_result_after_the_pod() -> None:
-    found = status(plan(ran(succeeded_pod())))
+    said: Raw = {"durationSeconds": 90, "bestEpoch": 48, "epochsCompleted": 50, "artifact": MODEL}
+    metrics = [{"name": "test_loss", "value": "0.5"}]
+    found = status(plan(ran(ended_pod(0, message=last_word(**said, metrics=metrics)))))
     assert found.result is not None
-    assert found.result.artifact is not None
-    assert found.result.artifact.model_dump(by_alias=True) == MODEL
-    assert found.result.epochs_completed == 50
+    assert found.result.model_dump(by_alias=True) == {
+        "outcome": "Succeeded",
+        "metrics": tuple(metrics),
+        **said,
+    }
     assert found.completion_time == ago(30)
     assert found.message == ("Trained 50 epochs; the model is stored at models/fx_momentum/1h_v1")
 
@@ -724,7 +804,11 @@ def test_decide_one_event_per_transition_with_severity() -> None:
     assert [(e.kind, e.reason) for e in events] == [("Normal", "Starting")]
     events = plan(ran(ended_pod(1))).events
     assert [(e.kind, e.reason) for e in events] == [("Warning", "Retrying")]
-    assert plan(snapshot(job_raw(status=recorded(1, C.RECONCILING)), pod_raw())).events == ()
+    events = plan(ran(ended_pod(2))).events
+    assert [(e.kind, e.reason) for e in events] == [("Warning", "TrainerFailed")]
+    events = plan(started(unscheduled_pod("0/1 nodes"))).events
+    assert [(e.kind, e.reason) for e in events] == [("Warning", "Unschedulable")]
+    assert plan(started(pod_raw())).events == ()
 
 
 def test_decide_retry_is_due_by_the_stored_time_not_by_memory() -> None:

@@ -206,7 +206,7 @@ async def test_reconcile_refused_create_shows_the_words_and_tries_less_and_less_
     world.submit()
     words = "exceeded quota: gpus, requested: nvidia.com/gpu=1, used: 4, limited: 4"
     operator, tries = Operator(world), []
-    for second in range(120):
+    for second in range(130):
         world.cluster.fail_next("create", Forbidden(403, "Forbidden", words), resource=PODS)
         before = count(world, "create", "Pod")
         operator.relist()
@@ -218,7 +218,7 @@ async def test_reconcile_refused_create_shows_the_words_and_tries_less_and_less_
     assert (status["phase"], status["reason"]) == ("Pending", "CreateRefused")
     assert status["message"] == status["waiting"]["message"] == f"403 Forbidden: {words}"
     assert status["waiting"]["since"] == "2026-01-01T12:00:00Z"
-    assert tries == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert tries == [0, 1, 2, 4, 8, 16, 32, 64, 124]
     assert [event["reason"] for event in recorded_events(operator)] == ["CreateRefused"]
     world.cluster._faults.clear()
     await live(world, operator)
