@@ -255,6 +255,12 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         ),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
     ),
+    "deleted by hand and created again": (
+        snapshot(
+            job_raw(status=recorded(1, C.RUNNING)), running_pod(), gone=(running_pod(uid="first"),)
+        ),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING),
+    ),
     "deleted by hand after completion": (
         snapshot(job_raw(status=recorded(1, C.RUNNING)), gone=(succeeded_pod(),)),
         Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
