@@ -4,7 +4,7 @@ Called by `reconcile`, which hands the Plan to `apply`.
 """
 
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from ktrdr_api import names
 from ktrdr_api.conditions import CONDITIONS_OF_PHASE, ConditionType, Phase, Reason
@@ -126,21 +126,20 @@ def _conditions(job: JobView, draft: Draft, now: datetime) -> tuple[Condition, .
     true = CONDITIONS_OF_PHASE[draft.phase]
     if draft.phase is Phase.CANCELLING and is_true(job.status, C.RUNNING):
         true |= {C.RUNNING}  # the process lives until it is gone
+    # Programs wait for "retrying", whatever the cause; `status.reason` tells which it is.
+    reason = Reason.RETRYING if draft.phase is Phase.RETRYING else draft.reason
     conditions = []
     for kind in ConditionType:
-        holds = kind in true
-        value = "True" if holds else "False"
-        old = before.get(kind)
-        moved = old is None or old.status != value
+        holds, old = kind in true, before.get(kind)
+        value: Literal["True", "False"] = "True" if holds else "False"
+        since = old.last_transition_time if old and old.status == value else timestamp(now)
         conditions.append(
             Condition(
                 type=kind,
-                status="True" if holds else "False",
-                reason=draft.reason if holds else Reason.NOT_APPLICABLE,
+                status=value,
+                reason=reason if holds else Reason.NOT_APPLICABLE,
                 message=draft.message if holds else "",
-                last_transition_time=timestamp(now)
-                if old is None or moved
-                else old.last_transition_time,
+                last_transition_time=since,
                 observed_generation=job.generation,
             )
         )

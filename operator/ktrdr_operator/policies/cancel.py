@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.run_contract import CheckpointRef, Outcome, Stage
-from ktrdr_api.training_job import CancellationReceipt, CheckpointStatus
+from ktrdr_api.run_contract import Outcome, Stage
+from ktrdr_api.training_job import CancellationReceipt
 from ktrdr_operator.policies.draft import Case, Draft, deletion_of, moment_of, timestamp
 from ktrdr_operator.snapshot import PodDeletion, PodView
 
@@ -79,7 +79,7 @@ def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
         message=_words(complete),
         changes={
             "cancellation": complete,
-            "checkpoint": complete.checkpoint or case.status.checkpoint,
+            "checkpoint": case.checkpoint,
             "completion_time": stopped,
             "waiting": None,
             "retry_time": None,
@@ -90,22 +90,12 @@ def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
 def _where(case: Case) -> dict[str, Any]:
     """Epoch, batch and checkpoint: from the run's last word, else from its last report."""
     progress, result = case.status.progress, case.result
+    where: dict[str, Any] = {"checkpoint": case.checkpoint}
     if result is not None:
-        saved = checkpoint_status(result.checkpoint) or case.status.checkpoint
-        return {"epoch": result.epoch, "batch": result.batch, "checkpoint": saved}
+        return {**where, "epoch": result.epoch, "batch": result.batch}
     if progress is not None:
-        saved = progress.checkpoint or case.status.checkpoint
-        return {
-            "epoch": progress.current_epoch,
-            "batch": progress.current_batch,
-            "checkpoint": saved,
-        }
-    return {}
-
-
-def checkpoint_status(ref: CheckpointRef | None) -> CheckpointStatus | None:
-    """The run contract's checkpoint in the words of status."""
-    return CheckpointStatus(**ref.model_dump()) if ref is not None else None
+        return {**where, "epoch": progress.current_epoch, "batch": progress.current_batch}
+    return where
 
 
 def _words(receipt: CancellationReceipt) -> str:

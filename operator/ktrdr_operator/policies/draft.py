@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.run_contract import RunResult
-from ktrdr_api.training_job import TrainingJobStatus, Waiting
+from ktrdr_api.training_job import CheckpointStatus, TrainingJobStatus, Waiting
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion, PodView, Snapshot
 
 _REFUSALS: Final = frozenset({Reason.CREATE_REFUSED, Reason.NAME_CONFLICT})
@@ -55,6 +55,15 @@ class Case:
         """Whether the trainer of the current attempt got as far as reporting progress."""
         progress = self.status.progress
         return progress is not None and progress.attempt == self.status.attempt
+
+    @property
+    def checkpoint(self) -> CheckpointStatus | None:
+        """The last durable one: of the last word, else of this attempt's reports, else as known."""
+        if self.result is not None and self.result.checkpoint is not None:
+            return CheckpointStatus(**self.result.checkpoint.model_dump())
+        progress = self.status.progress if self.has_reported else None
+        reported = progress.checkpoint if progress is not None else None
+        return reported or self.status.checkpoint
 
     def own_pods_alive(self) -> tuple[PodView, ...]:
         """Pods of this very TrainingJob in which a process may still run."""

@@ -12,7 +12,6 @@ from typing import Any, Final
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.run_contract import ExitCode, Outcome, RunResult
 from ktrdr_api.training_job import Artifact, Failure, MetricValue, Result
-from ktrdr_operator.policies.cancel import checkpoint_status
 from ktrdr_operator.policies.draft import Case, Draft, timestamp
 from ktrdr_operator.snapshot import PodView, Termination
 
@@ -35,22 +34,21 @@ def speak(case: Case) -> Draft | None:
     if result is not None and result.outcome is Outcome.SUCCEEDED:
         return _completed(case, pod, result)
     if _is_disruption(pod):
-        return disrupted(case, f'Pod "{pod.name}" was stopped from outside', result)
+        return disrupted(case, f'Pod "{pod.name}" was stopped from outside')
     failure = _failure(case, pod, result)
     if failure.reason == Reason.OOM_KILLED or failure.exit_code in _FINAL_EXIT_CODES:
         return _failed(case, pod, Reason(failure.reason), failure)
     if case.status.retries >= case.job.spec.backoff_limit:
         return _failed(case, pod, Reason.BACKOFF_LIMIT_EXCEEDED, failure)
-    return _retry(case, failure, result)
+    return _retry(case, failure)
 
 
-def disrupted(case: Case, what: str, result: RunResult | None = None) -> Draft:
+def disrupted(case: Case, what: str) -> Draft:
     """The next attempt follows at once and goes on from the newest checkpoint.
 
     Not at once when the trainer had not got as far as reporting: a node that stops every pod, or an
     image that ends like one that was stopped, would get a pod a second.
     """
-    saved = checkpoint_status(result.checkpoint) if result else None
     delay = 0.0 if case.has_reported else case.limits.retry_base_seconds
     return Draft(
         phase=Phase.RETRYING,
@@ -59,7 +57,7 @@ def disrupted(case: Case, what: str, result: RunResult | None = None) -> Draft:
         changes={
             "retry_time": timestamp(case.now + timedelta(seconds=delay)),
             "waiting": None,
-            "checkpoint": saved or case.status.checkpoint,
+            "checkpoint": case.checkpoint,
         },
         requeue_seconds=delay,
     )
@@ -93,7 +91,7 @@ def _completed(case: Case, pod: PodView, result: RunResult) -> Draft:
                 epochs_completed=result.epochs_completed,
                 best_epoch=result.best_epoch,
             ),
-            "checkpoint": checkpoint_status(result.checkpoint) or case.status.checkpoint,
+            "checkpoint": case.checkpoint,
         },
     )
 
@@ -106,16 +104,15 @@ def _failed(case: Case, pod: PodView, reason: Reason, failure: Failure) -> Draft
         phase=Phase.FAILED,
         reason=reason,
         message=(prefix + failure.message)[:1024],
-        changes={**_ended_changes(case, pod), "failure": failure},
+        changes={**_ended_changes(case, pod), "failure": failure, "checkpoint": case.checkpoint},
     )
 
 
-def _retry(case: Case, failure: Failure, result: RunResult | None) -> Draft:
+def _retry(case: Case, failure: Failure) -> Draft:
     limits = case.limits
     delay = min(limits.retry_cap_seconds, limits.retry_base_seconds * 2**case.status.retries)
     due = case.now + timedelta(seconds=delay)
     number = case.status.retries + 1
-    saved = checkpoint_status(result.checkpoint) if result else None
     return Draft(
         phase=Phase.RETRYING,
         reason=Reason.RETRYING,
@@ -126,7 +123,7 @@ def _retry(case: Case, failure: Failure, result: RunResult | None) -> Draft:
             "retry_time": timestamp(due),
             "failure": failure,
             "waiting": None,
-            "checkpoint": saved or case.status.checkpoint,
+            "checkpoint": case.checkpoint,
         },
         requeue_seconds=case.seconds_until(due),
     )

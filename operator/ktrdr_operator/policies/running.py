@@ -9,8 +9,6 @@ def speak(case: Case) -> Draft | None:
     pod = case.pod
     if pod is None or pod.ended or pod.started is None:
         return None
-    progress = case.status.progress if case.has_reported else None
-    saved = progress.checkpoint if progress is not None else None
     return Draft(
         phase=Phase.RUNNING,
         reason=Reason.RUNNING,
@@ -20,6 +18,6 @@ def speak(case: Case) -> Draft | None:
             "host": pod.node,
             "waiting": None,
             "retry_time": None,
-            "checkpoint": saved or case.status.checkpoint,
+            "checkpoint": case.checkpoint,
         },
     )
