@@ -73,7 +73,7 @@ integration: bootstrap ## Operator or trainer against a real API server
 	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) -m pytest tests/integration $(JUNIT)
 
 e2e: bootstrap ## The whole product on the cluster: chart, operator, trainers
-	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) -m pytest tests/e2e $(JUNIT)
+	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) -m pytest tests/e2e --timeout=600 $(JUNIT)
 
 test: ## Everything, in order, with wall times; brings a cluster up if there is none
 	@tests/all.sh

@@ -26,7 +26,7 @@ def test_killed_trainer_is_retried_and_ends_as_if_never_killed(bench: Workbench)
     saved = bench.until("killed", lambda s: s.get("progress", {}).get("checkpoint"))
     kill_in(bench.pods("killed")[0], "ktrdr_trainer")
 
-    with bench.watch("killed", 90) as events:
+    with bench.watch("killed", 180) as events:
         again = next(
             job["status"]["progress"]
             for _, job in events

@@ -30,7 +30,7 @@ def trained(bench: Workbench) -> Iterator[Trained]:
     found = Trained(bench, "road", "road-twin", [])
     for name in (found.name, found.twin):
         bench.start(name, TEXT)
-    with bench.watch(found.name, 90) as events:
+    with bench.watch(found.name, 180) as events:
         for _, job in events:
             found.seen.append(job.get("status", {}))
             if "Finished" in true_conditions({"conditions": [], **found.seen[-1]}):

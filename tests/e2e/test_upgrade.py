@@ -71,7 +71,6 @@ def test_uninstall_keeps_jobs_and_a_new_install_goes_on_with_them(release: Workb
     release.remove(keep)
 
 
-@pytest.mark.timeout(600)
 def test_operator_from_the_built_image_runs_a_job(release: Workbench, tmp_path: Path) -> None:
     archive = tmp_path / "operator.tar"
     subprocess.run(

@@ -68,20 +68,14 @@ class Workbench:
         wish = '{"spec":{"cancel":true}}'
         self.kube.run("patch", RESOURCE, name, MERGE_PATCH, "-p", wish)
 
-    def finished(self, name: str, seconds: float = 90) -> Raw:
+    def finished(self, name: str, seconds: float = 180) -> Raw:
         """Wait for the end, whatever it is, and return the status."""
-        return self.holds(name, "Finished", seconds)
-
-    def holds(self, name: str, condition: str, seconds: float = 90) -> Raw:
-        """Wait for a condition and return the status."""
-        wait = ("wait", f"--for=condition={condition}", f"{RESOURCE}/{name}")
+        wait = ("wait", "--for=condition=Finished", f"{RESOURCE}/{name}")
         try:
             self.kube.run(*wait, f"--timeout={seconds}s")
         except Exception as error:
             status = json.dumps(self.status(name), indent=1)
-            raise AssertionError(
-                f"{name} is not {condition}: {status}\n{self.logs(name)}"
-            ) from error
+            raise AssertionError(f"{name} has no end: {status}\n{self.logs(name)}") from error
         return self.status(name)
 
     def until(self, name: str, reached: Callable[[Raw], Any], seconds: float = 60) -> Raw:
