@@ -24,7 +24,6 @@ QUEUE_LIMIT: Final = 5000
 """Events waiting; ten transitions of 500 jobs at once. More are dropped, and counted."""
 REMEMBERED: Final = 10000
 """Latest events, so that the same one is not posted twice."""
-POSTERS: Final = 4
 TRIES: Final = 4
 MESSAGE_MAX_LENGTH: Final = 1024
 """Limit of the API."""
@@ -91,12 +90,7 @@ class EventRecorder:
             self._said.popitem(last=False)
 
     async def run(self) -> None:
-        """Post until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(POSTERS):
-                group.create_task(self._post_all())
-
-    async def _post_all(self) -> None:
+        """Post until cancelled; one by one, as client-go does: pods come before their story."""
         while True:
             event = await self._queue.get()
             if not await self._post(event):
