@@ -192,7 +192,8 @@ class _Run:
             self._train_epoch(token)
         token.raise_if_cancelled()
         self._finish_epoch(evaluate(self._model, self._validation, self._weights, token=token))
-        self._checkpoint_if_due()
+        if self._is_checkpoint_due():
+            self._save_in_background()
 
     def complete(self, token: StopToken) -> TrainingOutcome:
         """Take the best epoch's parameters and see what they are worth on the test split."""
@@ -245,11 +246,14 @@ class _Run:
             first = inside if index == chunk else 0
             run = self._steps.run(order, epoch=epoch, chunk=index, first_batch=first, token=token)
             ahead.append(run)
-            is_due = self._is_checkpoint_due()
-            while len(ahead) > self._steps.run_ahead or (ahead and (is_due or token.is_cancelled)):
+            # Both are asked once: what is saved must account for every step that was done.
+            is_stopped, is_due = token.is_cancelled, self._is_checkpoint_due()
+            while len(ahead) > (0 if is_stopped or is_due else self._steps.run_ahead):
                 self._account(ahead.popleft(), meter)
-            token.raise_if_cancelled()
-            self._checkpoint_if_due()
+            if is_stopped:
+                token.raise_if_cancelled()
+            if is_due:
+                self._save_in_background()
         while ahead:
             self._account(ahead.popleft(), meter)
 
@@ -315,10 +319,9 @@ class _Run:
             or self._position.epoch - self._saved_epoch >= CHECKPOINT_EPOCHS
         )
 
-    def _checkpoint_if_due(self) -> None:
-        if self._is_checkpoint_due():
-            self._writer.submit(self._snapshot())
-            self._saved_at, self._saved_epoch = self._clock.monotonic(), self._position.epoch
+    def _save_in_background(self) -> None:
+        self._writer.submit(self._snapshot())
+        self._saved_at, self._saved_epoch = self._clock.monotonic(), self._position.epoch
 
     def _tensors(self) -> dict[str, Tensor]:
         return {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ktrdr_api.errors import CheckpointError, KtrdrError
 from ktrdr_trainer.loop import TrainingOutcome
+from ktrdr_trainer.steps import CpuSteps
 from loop_builders import StopAfter, loop_config, run_training, splits, still_clock, ticking_clock
 
 BATCHES = 300  # of one row: six chunks of 50
@@ -87,6 +88,22 @@ def test_resume_from_periodic_checkpoints_is_bit_identical(tmp_path: Path) -> No
     assert list((tmp_path / "kept").rglob("*.safetensors"))
     got = run_training(tmp_path / "kept", config, attempt=2)
     assert got.checkpoint is not None
+    assert got.model is not None
+    assert want.model is not None
+    assert torch.equal(got.model.parameters, want.model.parameters)
+    assert [r.train_loss for r in got.history] == [r.train_loss for r in want.history]
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.13, 0.2, 0.3, 0.4, 0.7])
+def test_resume_from_a_checkpoint_with_a_chunk_ahead_is_bit_identical(
+    tmp_path: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the newest chunk is on its way while the one before it is accounted for."""
+    config = loop_config(epochs=2, checkpoint_period_seconds=1.0, batch_size=2)
+    want = run_training(tmp_path / "through", config)
+    monkeypatch.setattr(CpuSteps, "run_ahead", 1)
+    run_training(tmp_path / "kept", config, clock=ticking_clock(seconds))
+    got = run_training(tmp_path / "kept", config, attempt=2)
     assert got.model is not None
     assert want.model is not None
     assert torch.equal(got.model.parameters, want.model.parameters)
