@@ -96,15 +96,12 @@ def stopped(
     checkpoint: CheckpointRef | None = None,
 ) -> RunResult:
     """The result of a run that was asked to stop; `settled` says by whom."""
-    where = f"in epoch {epoch}, batch {batch}" if epoch else "before training began"
-    kept = f"checkpoint at step {checkpoint.step}" if checkpoint else "no checkpoint"
     unsettled = RunResult(
         job_uid=request.job.uid,
         attempt=request.attempt,
         outcome=Outcome.TERMINATED,
         exit_code=ExitCode.TERMINATED,
         reason=Reason.DISRUPTED,
-        message=f"{where}; {kept}",
         epoch=epoch,
         batch=batch,
         step=checkpoint.step if checkpoint else 0,
@@ -120,18 +117,24 @@ def settled(result: RunResult, stops: StopRequests) -> RunResult:
     """
     if result.outcome not in (Outcome.TERMINATED, Outcome.CANCELLED):
         return result
-    rest = result.message.removeprefix("Cancelled ").removeprefix("Stopped by SIGTERM ")
     if not stops.by_a_person:
         word = "Superseded by a later attempt" if stops.superseded else "Stopped by SIGTERM"
-        return result.model_copy(update={"message": f"{word} {rest}"})
+        return result.model_copy(update={"message": f"{word} {_where(result)}"})
     return result.model_copy(
         update={
             "outcome": Outcome.CANCELLED,
             "exit_code": int(ExitCode.STOPPED),
             "reason": Reason.CANCELLED,
-            "message": f"Cancelled {rest}",
+            "message": f"Cancelled {_where(result)}",
         }
     )
+
+
+def _where(result: RunResult) -> str:
+    began = result.epoch > 0
+    place = f"in epoch {result.epoch}, batch {result.batch}" if began else "before training began"
+    kept = f"checkpoint at step {result.checkpoint.step}" if result.checkpoint else "no checkpoint"
+    return f"{place}; {kept}"
 
 
 def result_file(output: Path, job_uid: str) -> Path:
