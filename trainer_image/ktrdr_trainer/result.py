@@ -49,7 +49,8 @@ def failed(request: RunRequest | None, error: BaseException) -> RunResult:
         outcome=Outcome.FAILED,
         exit_code=int(error.exit_code) if isinstance(error, KtrdrError) else _UNEXPECTED_EXIT_CODE,
         reason=error.reason if isinstance(error, KtrdrError) else Reason.TRAINER_FAILED,
-        message=text[:MESSAGE_MAX_LENGTH],
+        # A file's name need not be text; its bytes are shown, for JSON has no place for them.
+        message=text.encode(errors="backslashreplace").decode()[:MESSAGE_MAX_LENGTH],
     )
 
 

@@ -133,6 +133,15 @@ def test_run_of_bad_input_logs_one_json_error_without_traceback(
     ]
 
 
+def test_run_beside_a_file_whose_name_is_no_text_still_says_what_is_missing(
+    place: Workplace, signals: int
+) -> None:
+    data_file(place).rename(os.fsdecode(b"%b/\xff.csv" % os.fsencode(place.root / "data")))
+    code, reason, message = outcome(place, signals)
+    assert (code, reason) == (3, "InvalidData")
+    assert "its first files are: \\udcff.csv" in message
+
+
 def test_run_hit_by_a_defect_logs_the_traceback_and_ends_with_1(
     place: Workplace, signals: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
