@@ -7,6 +7,7 @@ rows, importing a data frame library costs more than all of the reading (measure
 
 import csv
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,10 +71,10 @@ def read_table(path: Path, *, check_stop: Callable[[], None]) -> Table:
     """
     with _reading(path) as lines:
         reader = csv.reader(lines)
-        header = [cell.strip() for cell in next(reader, [])]
+        header = [cell.strip() for cell in next(filter(None, reader), [])]
         if not header:
             raise DataError(f"is empty; write the header {HEADER} and rows", file=path.name)
-        cells = _cells_of(header, path.name)
+        cells = _cells_of(header, path.name, row=reader.line_num)
         rows = _stoppable(reader, check_stop)
         return _table(rows, header.index("date"), cells, path.name)
 
@@ -100,16 +101,28 @@ def _reading(path: Path) -> Iterator[Iterator[str]]:
 
 
 def _missing(path: Path) -> str:
-    found = sorted(other.name for other in path.parent.glob("*.csv"))[:10]
-    return f"not found in the data folder; its first files are: {', '.join(found) or 'none'}"
+    if os.path.lexists(path):
+        return "is a folder or a broken link; put the file itself in its place"
+    if not path.parent.is_dir():
+        return f"not found: there is no folder {path.parent}; check the data folder"
+    if found := sorted(other.name for other in path.parent.glob("*.csv"))[:10]:
+        return f"not found in the data folder; its first files are: {', '.join(found)}"
+    return (
+        "not found in the data folder, which has no .csv files; put it there, or choose another "
+        "folder (a TrainingJob: data.persistentVolumeClaim.subPath)"
+    )
 
 
-def _cells_of(header: Sequence[str], name: str) -> _CellsOf:
+def _cells_of(header: Sequence[str], name: str, *, row: int) -> _CellsOf:
     """How to take the five numbers from a row; the volume is NaN where the file has none."""
     absent = [column for column in ("date", *PRICES) if column not in header]
     if absent:
         text = f"has no column {', '.join(absent)} in its header; write {HEADER}"
-        raise DataError(text, file=name, row=1)
+        raise DataError(text, file=name, row=row)
+    repeated = [column for column in ("date", *NUMBERS) if header.count(column) > 1]
+    if repeated:
+        text = f"has more than one column {', '.join(repeated)} in its header; keep one"
+        raise DataError(text, file=name, row=row)
     take = itemgetter(*(header.index(column) for column in NUMBERS if column in header))
     if "volume" in header:
         return take

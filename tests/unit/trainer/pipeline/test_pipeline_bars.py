@@ -122,7 +122,7 @@ def test_read_bars_file_without_volume_column_has_none(tmp_path: Path) -> None:
 
 def test_read_bars_byte_order_mark_blank_lines_and_spaces_are_no_matter(tmp_path: Path) -> None:
     header, *rows = good_lines()
-    text = "\r\n".join(["\ufeff" + header.replace(",", ", "), *rows, "", ""])
+    text = "\r\n".join(["\ufeff", header.replace(",", ", "), *rows, "", ""])
     (tmp_path / "AAA_1h.csv").write_text(text)
     assert len(read(tmp_path)) == 300
 
@@ -140,6 +140,14 @@ BAD_FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "no close": (
         change(1, "date,open,high,low,price,volume"),
         f"AAA_1h.csv, row 1: has no column close in its header; write {HEADER}",
+    ),
+    "close twice, below a blank line": (
+        lambda lines: ["", "date,open,high,low,close,volume,close", *lines[1:]],
+        "AAA_1h.csv, row 2: has more than one column close in its header; keep one",
+    ),
+    "seconds since 1970": (
+        change(4, "1506816000,1,1,1,1,1"),
+        "AAA_1h.csv, row 4: unreadable date '1506816000'; write it as 2019-10-01T13:00:00Z",
     ),
     "bad date": (
         change(17, "17.10.2020,1,1,1,1,1"),
@@ -218,10 +226,33 @@ def test_read_bars_name_too_long_for_the_system_is_temporary(tmp_path: Path) -> 
         read_table(tmp_path / ("A" * 300), check_stop=lambda: None)
 
 
-def test_read_bars_folder_in_place_of_file_is_not_found(tmp_path: Path) -> None:
-    (tmp_path / "AAA_1h.csv").mkdir()
-    with pytest.raises(DataError, match="not found"):
+def test_read_bars_columns_in_another_order_quoted_beside_others_are_the_same(
+    tmp_path: Path,
+) -> None:
+    rows = [line.split(",") for line in good_lines()]
+    text = "\r\n".join(f'{c},"{v}",x,"{d}",{h},{low},{o}' for d, o, h, low, c, v in rows)
+    (tmp_path / "AAA_1h.csv").write_text(text)
+    got = read(tmp_path)
+    write_lines(tmp_path, good_lines())
+    want = read(tmp_path)
+    for name in ("time", "open", "high", "low", "close", "volume"):
+        assert np.array_equal(getattr(got, name), getattr(want, name)), name
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_read_bars_folder_or_broken_link_in_place_of_file_is_said_to_be_one(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "AAA_1h.csv")
+    with pytest.raises(DataError, match=r"AAA_1h\.csv: is a folder or a broken link; put the file"):
         read(tmp_path)
+
+
+def test_read_bars_of_no_folder_or_one_without_files_says_which(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not found in the .* has no \.csv files; put it"):
+        read(tmp_path)
+    with pytest.raises(DataError, match=f"there is no folder {tmp_path / 'x'}; check the data"):
+        read(tmp_path / "x")
 
 
 def test_read_bars_of_a_long_file_can_be_stopped_within(tmp_path: Path) -> None:
