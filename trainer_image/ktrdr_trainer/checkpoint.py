@@ -99,6 +99,18 @@ class CheckpointStore:
                 problems.append(f"checkpoint {path.stem} is damaged and was passed over: {error}")
         return Found(None, tuple(problems))
 
+    def require_writable(self) -> None:
+        """Write and remove a file: a run should not train for hours to learn that it cannot.
+
+        Raises:
+            CheckpointError, TemporaryError: As `save`.
+        """
+        with files.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f"{files.TEMPORARY_PREFIX}probe"
+            files.write_synced(probe, b"?")
+            probe.unlink(missing_ok=True)
+
     def save(self, snapshot: Snapshot) -> CheckpointRef:
         """Write a checkpoint; on return it is durable. Repeatable.
 

@@ -154,7 +154,7 @@ class Reporter:
             if closing and (delivered or time.monotonic() >= self._deadline()):
                 break
         if not delivered:
-            LOGGER.warning("The last progress was not delivered; the result is stored all the same")
+            LOGGER.warning("The last progress was not delivered")
 
     def _pause(self) -> None:
         while (left := self._next_time() - time.monotonic()) > 0:

@@ -7,7 +7,7 @@ longer than all of this.
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM, Signals
 
@@ -91,7 +91,7 @@ def run(
         sink=sink,
         stops=stops,
         clock=clock,
-        pace=Pace(period_seconds=request.progress_period_seconds),
+        pace=_pace(request),
     )
     reporter.start()
     if job is not None:
@@ -187,6 +187,12 @@ def _reporting(
     client = KubeClient(runtime.api)
     job = ClusterJob(client, request.job, attempt=request.attempt, stops=stops)
     return job, job
+
+
+def _pace(request: RunRequest) -> Pace:
+    pace = Pace(period_seconds=request.progress_period_seconds)
+    # A server comes back; a folder that cannot be written now will not be in a minute.
+    return pace if request.reporting == "kubernetes" else replace(pace, farewell_seconds=0.0)
 
 
 def _log_context(request: RunRequest) -> dict[str, object]:

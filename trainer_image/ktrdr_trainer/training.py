@@ -58,13 +58,14 @@ def train_and_store(
     """Train from the newest checkpoint of the job, if there is one, and store the best model.
 
     Raises:
-        KtrdrError: See `loop.train` and `artifact.store`.
+        KtrdrError: The output cannot be written; else see `loop.train` and `artifact.store`.
     """
     request, strategy = context.request, source.strategy
     torch.set_num_threads(choose_threads(strategy.training.batch_size))
     checkpoints = ShownCheckpoints(
         context.output, job_uid=request.job.uid, attempt=request.attempt, clock=context.clock
     )
+    checkpoints.require_writable()
     checkpoints.show = lambda ref: context.reporter.update(checkpoint=ref)
     config = from_strategy(
         strategy,

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,18 @@ def test_run_of_an_unreadable_request_ends_with_2_and_says_why(
     code = run(lambda: read_request(file), around, signals=signals, wait_for_torch=lambda: None)
     assert code == 2
     assert words in place.last_words["message"]
+
+
+def test_run_on_an_output_that_cannot_be_written_ends_before_it_trains_and_at_once(
+    place: Workplace, signals: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place.root / "file").touch()
+    began = time.monotonic()
+    code, _, message = outcome(place, signals, output_folder=str(place.root / "file/output"))
+    assert time.monotonic() - began < 30  # and not a minute of attempts to write the progress
+    assert code == 75
+    assert re.search(r"checkpoints.*: Not a directory; check the output volume", message), message
+    assert "Training" not in capsys.readouterr().err
 
 
 def test_run_of_bad_input_logs_one_json_error_without_traceback(
