@@ -9,6 +9,7 @@ build, thread count and device).
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -178,7 +179,13 @@ class _Run:
                 "training cannot go on from there; create a new job, or remove the folder "
                 f"{checkpoints.folder}"
             )
-        for name, tensor in self._tensors().items():
+        own = self._tensors()
+        if _shapes(snapshot.tensors) != _shapes(own):  # copying would stretch a smaller one
+            raise CheckpointError(
+                f"{checkpoint.ref.path}: does not hold the tensors of this network; remove the "
+                "file, and training goes on from the checkpoint before it"
+            )
+        for name, tensor in own.items():
             tensor.copy_(snapshot.tensors[name])
         self._position, self._selection = snapshot.state.position, snapshot.state.selection
         self._history = list(snapshot.state.history)
@@ -408,6 +415,10 @@ class _Run:
             checkpoint=self._checkpoint,
             problems=self._problems,
         )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 class _Meter:

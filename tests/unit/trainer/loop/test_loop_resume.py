@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from ktrdr_api.errors import CheckpointError, KtrdrError
 from ktrdr_trainer.loop import TrainingOutcome
 from ktrdr_trainer.steps import CpuSteps
-from loop_builders import StopAfter, loop_config, run_training, splits, still_clock, ticking_clock
+from loop_builders import (
+    StopAfter,
+    loop_config,
+    run_training,
+    splits,
+    still_clock,
+    store,
+    ticking_clock,
+)
 
 BATCHES = 300  # of one row: six chunks of 50
 CONFIG = loop_config(epochs=2, batch_size=1, gradient_clip=0.5, weight_decay=0.01)
@@ -128,3 +136,17 @@ def test_resume_with_another_strategy_or_data_is_refused(tmp_path: Path) -> None
     for config, dataset in ((loop_config(seed=8), splits()), (CONFIG, splits(train=301))):
         with pytest.raises(CheckpointError, match="strategy or the data changed"):
             run_training(tmp_path, config, dataset, attempt=2)
+
+
+@pytest.mark.parametrize("tensors", [{}, {"parameters": torch.zeros(1)}, {"more": torch.zeros(1)}])
+def test_resume_from_tensors_of_another_network_is_refused_with_the_remedy(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    run_training(tmp_path, CONFIG, token=StopAfter(30))
+    found = store(tmp_path, attempt=2).latest().checkpoint
+    assert found is not None
+    snapshot = found.snapshot
+    spoilt = {**snapshot.tensors, **tensors} if tensors else {}
+    store(tmp_path, attempt=2).save(snapshot._replace(tensors=spoilt))
+    with pytest.raises(CheckpointError, match=r"0002-0+30\.json: .*of this network; remove"):
+        run_training(tmp_path, CONFIG, attempt=3)
