@@ -83,6 +83,8 @@ class CheckpointStore:
         self._job_uid = job_uid
         self._attempt = attempt
         self._clock = clock
+        self._damaged: set[str] = set()
+        """Stems of checkpoints that `latest` passed over."""
 
     def latest(self) -> Found:
         """The newest whole checkpoint of this job; damaged ones are named in `problems`.
@@ -96,6 +98,7 @@ class CheckpointStore:
             try:
                 return Found(self._load(path), tuple(problems))
             except _DamagedError as error:
+                self._damaged.add(path.stem)
                 problems.append(f"checkpoint {path.stem} is damaged and was passed over: {error}")
         return Found(None, tuple(problems))
 
@@ -134,6 +137,7 @@ class CheckpointStore:
             text, digest = _sealed(manifest)
             files.write_durably(self.folder / f"{stem}.safetensors", tensors)
             files.write_durably(self.folder / f"{stem}.json", text)
+            self._damaged.discard(stem)
             self._prune()
         return self._ref(manifest, self.folder / f"{stem}.json", digest)
 
@@ -184,8 +188,9 @@ class CheckpointStore:
         )
 
     def _prune(self) -> None:
-        """Remove older checkpoints, and what killed writers left; manifests go first."""
-        kept = {path.stem for path in self._manifests()[:_KEPT]}
+        """Remove older and damaged checkpoints, and what killed writers left; manifests first."""
+        whole = [path.stem for path in self._manifests() if path.stem not in self._damaged]
+        kept = whole[:_KEPT]
         for pattern in ("*.json", "*.safetensors", f"{files.TEMPORARY_PREFIX}*"):
             for path in self.folder.glob(pattern):
                 name = path.stem.removeprefix(files.TEMPORARY_PREFIX)
@@ -268,10 +273,10 @@ def _sealed(manifest: Manifest) -> tuple[bytes, str]:
 
 def _unsealed(text: bytes) -> tuple[Manifest, str]:
     document = json.loads(text)
-    if not isinstance(document, dict) or set(document) != {"sha256", "manifest"}:
+    if not isinstance(document, dict) or not isinstance(document.get("manifest"), dict):
         raise _DamagedError("the manifest is not one")
     digest = files.digest(_canonical(document["manifest"]))
-    if digest != document["sha256"]:
+    if digest != document.get("sha256"):
         raise _DamagedError("the manifest does not match its SHA-256")
     try:
         return Manifest.model_validate_json(_canonical(document["manifest"])), digest

@@ -24,8 +24,12 @@ def write_durably(path: Path, content: bytes) -> None:
         OSError: As the system says; see `writing`.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
-    write_synced(temporary, content)
-    temporary.replace(path)
+    try:
+        write_synced(temporary, content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file would fill a full volume for good
+        raise
     sync_folder(path.parent)
 
 

@@ -2,7 +2,10 @@
 
 import errno
 import json
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,17 @@ def snapshot(step: int = 10, value: float = 0.1) -> Snapshot:
         ),
     )
     return Snapshot({"parameters": torch.full((4,), value)}, state, recipe="r")
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Stands for a full volume: a write fails half-way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:  # the whole process has it, the one who writes the test's report included
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_checkpoint_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
@@ -98,7 +112,12 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("harm", [_cut, _flip, _empty, Path.unlink])
+def _other_json(path: Path) -> None:
+    digest = files.digest(b"[]")
+    path.write_text(json.dumps({"manifest": [], "sha256": digest}))
+
+
+@pytest.mark.parametrize("harm", [_cut, _flip, _empty, _other_json, Path.unlink])
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
 def test_checkpoint_that_is_damaged_falls_back_and_says_so(
     tmp_path: Path, harm: object, kind: str
@@ -113,6 +132,40 @@ def test_checkpoint_that_is_damaged_falls_back_and_says_so(
     if newest.with_suffix(".json").exists():
         assert len(found.problems) == 1
         assert "0001-000000000020 is damaged" in found.problems[0]
+
+
+def test_checkpoint_that_is_damaged_is_not_kept_as_the_one_to_fall_back_to(tmp_path: Path) -> None:
+    store(tmp_path).save(snapshot(10))
+    _flip((tmp_path / store(tmp_path).save(snapshot(20)).path).with_suffix(".safetensors"))
+    second = store(tmp_path, attempt=2)
+    assert second.latest().checkpoint is not None
+    _flip(tmp_path / second.save(snapshot(15)).path)
+    found = store(tmp_path, attempt=3).latest()
+    assert found.checkpoint is not None
+    assert found.checkpoint.ref.step == 10
+    assert len(found.problems) == 1
+
+
+def test_checkpoint_written_again_where_a_damaged_one_was_stays(tmp_path: Path) -> None:
+    path = (tmp_path / store(tmp_path).save(snapshot(20)).path).with_suffix(".safetensors")
+    _flip(path)
+    again = store(tmp_path)
+    assert again.latest().checkpoint is None
+    again.save(snapshot(20))
+    assert store(tmp_path).latest().checkpoint is not None
+
+
+def test_checkpoint_that_does_not_fit_on_the_volume_leaves_nothing_of_itself(
+    tmp_path: Path,
+) -> None:
+    store(tmp_path).save(snapshot(10))
+    before = sorted((tmp_path / FOLDER).iterdir())
+    with (
+        pytest.raises(TemporaryError, match="File too large; check the output volume"),
+        file_size_limit(64),
+    ):
+        store(tmp_path).save(snapshot(20))
+    assert sorted((tmp_path / FOLDER).iterdir()) == before
 
 
 def test_checkpoints_all_damaged_means_from_the_start_and_says_so(tmp_path: Path) -> None:
