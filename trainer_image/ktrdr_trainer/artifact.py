@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -153,18 +153,24 @@ def load_artifact(path: Path) -> LoadedModel:
     """
     contents = _read(path)
     try:
-        metadata = Metadata.model_validate_json(contents[METADATA_FILE])
-        for name, digest in metadata.sha256.items():
-            if files.digest(contents[name]) != digest:
-                raise BadRequestError(f"{path / name}: does not match its SHA-256; store it again")
-        tensors = safetensors.torch.load(contents[MODEL_FILE])
-        features, metrics = json.loads(contents[FEATURES_FILE]), json.loads(contents[METRICS_FILE])
-    except (ValidationError, SafetensorError, ValueError) as error:
-        raise BadRequestError(f"{path}: not an artefact of this trainer: {error}") from error
+        return _loaded(path, contents)
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise BadRequestError(f"{path}: not an artefact of this trainer: {error!r}") from error
+
+
+def _loaded(path: Path, contents: Mapping[str, bytes]) -> LoadedModel:
+    metadata = Metadata.model_validate_json(contents[METADATA_FILE])
+    for name in COVERED_FILES:
+        if files.digest(contents[name]) != metadata.sha256.get(name):
+            raise BadRequestError(f"{path / name}: does not match its SHA-256; store it again")
     config = ModelConfig(**metadata.architecture.model_dump())
+    tensors = safetensors.torch.load(contents[MODEL_FILE])
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != config.shapes:
+        raise ValueError(f"{MODEL_FILE} does not have the tensors of its architecture")
     parameters = torch.empty(config.parameters_count)
     for name, view in named_views(config, parameters).items():
         view.copy_(tensors[name])
+    features, metrics = json.loads(contents[FEATURES_FILE]), json.loads(contents[METRICS_FILE])
     return LoadedModel(
         model=Mlp(config, parameters),
         metadata=metadata,

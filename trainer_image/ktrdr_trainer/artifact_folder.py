@@ -71,7 +71,8 @@ class Metadata(BaseModel):
 def find_finished(output: Path, job_uid: str, *, strategy: str = "*") -> ArtifactRef | None:
     """The artefact that a job already stored; None if it has not finished.
 
-    Folders that are no whole artefact of this format are passed over: they are somebody else's.
+    Folders that are no whole artefact of this format are passed over: they are somebody else's, or
+    somebody has removed or changed a part.
 
     Args:
         output: The run's output folder.
@@ -81,11 +82,18 @@ def find_finished(output: Path, job_uid: str, *, strategy: str = "*") -> Artifac
     for path in sorted((output / "models").glob(f"{strategy}/*_v*/{METADATA_FILE}")):
         try:
             metadata = Metadata.model_validate_json(path.read_bytes())
+            if metadata.job_uid == job_uid and _is_whole(path.parent, metadata):
+                return artifact_ref(output, path.parent)
         except (OSError, ValidationError):
             continue
-        if metadata.job_uid == job_uid:
-            return artifact_ref(output, path.parent)
     return None
+
+
+def _is_whole(place: Path, metadata: Metadata) -> bool:
+    return all(
+        files.digest((place / name).read_bytes()) == metadata.sha256.get(name)
+        for name in COVERED_FILES
+    )
 
 
 def publish(draft: Path, base_timeframe: str) -> Path:

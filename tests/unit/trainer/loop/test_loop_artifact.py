@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 from torch import nn
 
 from ktrdr_api.errors import BadRequestError, DataError, TemporaryError
@@ -17,6 +17,7 @@ from ktrdr_trainer.artifact_folder import METADATA_FILE, find_finished
 from ktrdr_trainer.dataset import rows_on
 from ktrdr_trainer.loop import TrainingOutcome
 from ktrdr_trainer.metrics import evaluate
+from ktrdr_trainer.model import ModelConfig
 from loop_builders import Splits, StopAfter, run_training, splits, still_clock
 
 STRATEGY_TEXT = "name: trend  # with a comment\nversion: '3.0'\n"
@@ -173,6 +174,52 @@ def test_artifact_that_was_changed_is_refused(
     with (folder / name).open("ab") as file:
         file.write(b" ")
     with pytest.raises(BadRequestError, match=f"{name}: does not match its SHA-256"):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json"])
+def test_artifact_that_lost_a_part_is_not_finished_and_stored_again(
+    tmp_path: Path, outcome: TrainingOutcome, name: str
+) -> None:
+    folder = tmp_path / store(tmp_path, outcome, source(), clock=still_clock()).path
+    (folder / name).unlink()
+    assert find_finished(tmp_path, "job-1") is None
+    (folder / name).write_text("{")
+    assert find_finished(tmp_path, "job-1") is None
+    assert store(tmp_path, outcome, source(), clock=still_clock()).path == "models/trend/1h_v2"
+
+
+FORGERIES: dict[str, tuple[str, bytes]] = {
+    "no tensors": ("model.safetensors", save({})),
+    "tensor of another shape": (
+        "model.safetensors",
+        save({name: np.zeros(1, np.float32) for name in ModelConfig(5, (8, 6)).shapes}),
+    ),
+    "other features": ("features.json", b"{}"),
+    "other metrics": ("metrics.json", b"[]"),
+    "no text": ("strategy.yaml", b"\xff"),
+}
+
+
+@pytest.mark.parametrize("case", FORGERIES)
+def test_artifact_with_right_digests_of_wrong_files_is_refused(
+    tmp_path: Path, outcome: TrainingOutcome, case: str
+) -> None:
+    name, content = FORGERIES[case]
+    folder = tmp_path / store(tmp_path, outcome, source(), clock=still_clock()).path
+    (folder / name).write_bytes(content)
+    metadata = json.loads((folder / METADATA_FILE).read_text())
+    metadata["sha256"][name] = files.digest(content)
+    (folder / METADATA_FILE).write_text(json.dumps(metadata))
+    with pytest.raises(BadRequestError, match="not an artefact of this trainer"):
+        load_artifact(folder)
+
+
+def test_artifact_without_digests_is_refused(tmp_path: Path, outcome: TrainingOutcome) -> None:
+    folder = tmp_path / store(tmp_path, outcome, source(), clock=still_clock()).path
+    metadata = json.loads((folder / METADATA_FILE).read_text()) | {"sha256": {}}
+    (folder / METADATA_FILE).write_text(json.dumps(metadata))
+    with pytest.raises(BadRequestError, match="does not match its SHA-256"):
         load_artifact(folder)
 
 
