@@ -115,12 +115,14 @@ def publish(draft: Path, base_timeframe: str) -> Path:
 
 def point_latest(place: Path, base_timeframe: str) -> None:
     """Let `{tf}_latest` name the highest version, by renaming a link over it."""
-    folder = place.parent
-    newest = max(_numbers(folder, base_timeframe))
+    folder, linked = place.parent, 0
     link = folder / f"{files.TEMPORARY_PREFIX}{place.name}_latest"
-    link.unlink(missing_ok=True)
-    link.symlink_to(f"{base_timeframe}_v{newest}")
-    link.replace(folder / f"{base_timeframe}_latest")
+    # Again if another job published meanwhile: its link may be older than ours.
+    while (newest := max(_numbers(folder, base_timeframe))) != linked:
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"{base_timeframe}_v{newest}")
+        link.replace(folder / f"{base_timeframe}_latest")
+        linked = newest
     files.sync_folder(folder)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ktrdr_api.errors import BadRequestError, DataError, TemporaryError
 from ktrdr_trainer import files
 from ktrdr_trainer.artifact import ArtifactSource, load_artifact, store
-from ktrdr_trainer.artifact_folder import METADATA_FILE, find_finished
+from ktrdr_trainer.artifact_folder import METADATA_FILE, find_finished, point_latest
 from ktrdr_trainer.dataset import rows_on
 from ktrdr_trainer.loop import TrainingOutcome
 from ktrdr_trainer.metrics import evaluate
@@ -141,6 +141,18 @@ def test_artifact_whose_number_was_just_taken_gets_the_next(
     monkeypatch.setattr("ktrdr_trainer.artifact_folder._numbers", lambda *_: [0])
     ref = store(tmp_path, outcome, source("b"), clock=still_clock())
     assert ref.path == "models/trend/1h_v2"
+
+
+def test_latest_names_the_highest_also_if_another_job_published_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one's link came first, and is replaced by ours, which knew of fewer versions."""
+    for number in (1, 2):
+        (tmp_path / f"1h_v{number}").mkdir()
+    looks = iter([[1], [1, 2], [1, 2]])
+    monkeypatch.setattr("ktrdr_trainer.artifact_folder._numbers", lambda *_: next(looks))
+    point_latest(tmp_path / "1h_v1", "1h")
+    assert (tmp_path / "1h_latest").readlink() == Path("1h_v2")
 
 
 def test_artifact_draft_left_by_a_kill_is_no_artifact(
