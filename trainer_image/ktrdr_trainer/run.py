@@ -37,7 +37,7 @@ class RunContext:
         slot: Where the loop leaves its progress.
         reporter: Told what the loop does not know: preparation, checkpoints.
         clock: Time.
-        wait_for_torch: Returns once torch is imported.
+        wait_for_torch: Returns once torch is imported; see `runtime.import_in_thread`.
     """
 
     request: RunRequest
@@ -45,7 +45,7 @@ class RunContext:
     slot: ProgressSlot
     reporter: Reporter
     clock: Clock
-    wait_for_torch: Callable[[], None]
+    wait_for_torch: Callable[[Callable[[], None]], None]
 
     @property
     def output(self) -> Path:
@@ -58,7 +58,7 @@ def run(
     runtime: Runtime,
     *,
     signals: int,
-    wait_for_torch: Callable[[], None],
+    wait_for_torch: Callable[[Callable[[], None]], None],
 ) -> int:
     """Do what a request asks; never raises for what can go wrong with it.
 
@@ -134,6 +134,7 @@ def _work(placed: PlacedRequest, context: RunContext) -> RunResult:
     from ktrdr_trainer.pipeline.prepare import prepare
 
     stages = {"load": ("Reading market data", 0.0), "features": ("Computing features", 0.5)}
+    check_stop = context.stops.token.raise_if_cancelled
 
     def on_stage(name: str) -> None:
         message, prepared = stages[name]
@@ -142,11 +143,11 @@ def _work(placed: PlacedRequest, context: RunContext) -> RunResult:
     dataset = prepare(
         source.strategy,
         Path(context.request.data_folder),
-        check_stop=context.stops.token.raise_if_cancelled,
+        check_stop=check_stop,
         on_stage=on_stage,
     )
     context.reporter.update(message="", prepared=1.0)
-    context.wait_for_torch()
+    context.wait_for_torch(check_stop)
     from ktrdr_trainer.training import train_and_store
 
     return train_and_store(context, source, dataset)

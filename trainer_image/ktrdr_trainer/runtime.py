@@ -18,6 +18,7 @@ from typing import Final
 from ktrdr_api import names
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_CHECK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +94,21 @@ def listen(reader: int, handle: Callable[[signal.Signals], None]) -> None:
     threading.Thread(target=drain, name="signals", daemon=True).start()
 
 
-def import_in_thread(module: str) -> Callable[[], None]:
+def import_in_thread(module: str) -> Callable[[Callable[[], None]], None]:
     """Begin to import `module` while the caller reads files.
 
     Returns:
-        Waits for the import to end. An import that failed is repeated there, so that the error
-        arrives where it can be handled.
+        Waits for the import to end; what it is given is called several times a second and raises
+        to stop: from a cold disk, importing torch takes longer than a cancelled run may live. An
+        import that failed is repeated there, so that the error arrives where it can be handled.
     """
     thread = threading.Thread(target=_try_import, args=(module,), name="imports", daemon=True)
     thread.start()
 
-    def wait() -> None:
-        thread.join()
+    def wait(check_stop: Callable[[], None]) -> None:
+        while thread.is_alive():
+            check_stop()
+            thread.join(_CHECK_SECONDS)
         importlib.import_module(module)
 
     return wait

@@ -40,7 +40,7 @@ def outcome(place: Workplace, signals: int, **changes: Any) -> tuple[int, str, s
     """Exit code, reason and message of a run."""
     file = place.write_request(**changes)
     around = Runtime(termination_log=place.termination_log)
-    code = run(lambda: read_request(file), around, signals=signals, wait_for_torch=lambda: None)
+    code = run(lambda: read_request(file), around, signals=signals, wait_for_torch=lambda _: None)
     words = place.last_words
     return code, words["reason"], words["message"]
 
@@ -118,7 +118,7 @@ def test_run_of_an_unreadable_request_ends_with_2_and_says_why(
     if text is not None:
         file.write_text(text)
     around = Runtime(termination_log=place.termination_log)
-    code = run(lambda: read_request(file), around, signals=signals, wait_for_torch=lambda: None)
+    code = run(lambda: read_request(file), around, signals=signals, wait_for_torch=lambda _: None)
     assert code == 2
     assert words in place.last_words["message"]
 
@@ -159,7 +159,7 @@ def test_run_beside_a_file_whose_name_is_no_text_still_says_what_is_missing(
 def test_run_hit_by_a_defect_logs_the_traceback_and_ends_with_1(
     place: Workplace, signals: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken() -> None:
+    def broken(_: Callable[[], None]) -> None:
         raise ZeroDivisionError("seven by zero")
 
     file = place.write_request()
