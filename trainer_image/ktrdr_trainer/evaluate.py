@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from ktrdr_api.run_contract import Overrides, RunRequest
+from ktrdr_api.run_contract import Overrides
 from ktrdr_api.strategy import Strategy, parse_strategy, with_overrides
 from ktrdr_trainer import metrics
 from ktrdr_trainer.artifact import LoadedModel, load_artifact
@@ -18,6 +18,7 @@ from ktrdr_trainer.artifact_folder import STRATEGY_FILE
 from ktrdr_trainer.dataset import rows_on
 from ktrdr_trainer.loop import choose_threads
 from ktrdr_trainer.pipeline.prepare import PreparedDataset, prepare
+from ktrdr_trainer.request import read_request
 from ktrdr_trainer.result import REQUEST_COPY
 
 TOLERANCE: Final = 1e-6
@@ -75,10 +76,8 @@ def _same_scaling(model: LoadedModel, dataset: PreparedDataset) -> bool:
 
 def _strategy(folder: Path, text: str) -> Strategy:
     strategy = parse_strategy(text, source=str(folder / STRATEGY_FILE))
-    request = folder / REQUEST_COPY
-    wishes = Overrides()
-    if request.exists():
-        wishes = RunRequest.model_validate_json(request.read_bytes()).overrides
+    file = folder / REQUEST_COPY
+    wishes = read_request(file).request.overrides if file.exists() else Overrides()
     return with_overrides(
         strategy,
         symbols=wishes.symbols,

@@ -193,3 +193,17 @@ def test_validate_of_a_file_named_otherwise_than_its_strategy_is_refused(
     other.write_text(SHIPPED.read_text())
     assert main(["validate", str(other)]) == 2
     assert "must be the file's name" in capsys.readouterr().err
+
+
+def test_evaluate_beside_a_request_that_is_none_ends_with_2_and_names_the_file(
+    place: Workplace, signals: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.write_data(rows=2000)
+    assert outcome(place, signals)[0] == 0
+    folder = place.output / "models/test_strategy/1h_latest"
+    (folder / "request.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--data", str(place.root / "data")]) == 2
+    assert (
+        f"{folder}/request.json: not a RunRequest: job: Field required" in capsys.readouterr().err
+    )
