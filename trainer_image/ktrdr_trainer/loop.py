@@ -9,7 +9,8 @@ build, thread count and device).
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -106,8 +107,9 @@ def train(
         DataError: A split is empty, or its values cannot be learned from.
         StrategyError: Training diverged: the loss is no number.
         CheckpointError, TemporaryError: A checkpoint cannot be read or written.
+        KtrdrError: The GPU's memory is full.
     """
-    with CheckpointWriter(checkpoints) as writer:
+    with CheckpointWriter(checkpoints) as writer, _gpu_memory():
         run = _Run(config, dataset, slot=slot, clock=clock, writer=writer)
         run.resume(checkpoints)
         try:
@@ -116,6 +118,18 @@ def train(
             return run.complete(token)
         except CancellationError:
             return run.stopped(token)
+
+
+@contextmanager
+def _gpu_memory() -> Iterator[None]:
+    """Turn torch's error into ours, with the remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise KtrdrError(
+            "out of GPU memory: use a larger GPU, or one that nothing else uses, or less data, or "
+            f"a smaller batch_size ({error})"
+        ) from error
 
 
 class _Run:

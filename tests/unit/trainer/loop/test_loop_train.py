@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ktrdr_api.errors import DataError, StrategyError
+from ktrdr_api.errors import DataError, KtrdrError, StrategyError
 from ktrdr_api.run_contract import Stage
 from ktrdr_trainer.dataset import permutation, rows_on
 from ktrdr_trainer.loop import choose_threads
@@ -156,6 +156,16 @@ def test_training_that_diverges_names_epoch_and_remedy(tmp_path: Path) -> None:
         StrategyError, match=r"training.learning_rate: the loss is .* epoch 1, batch"
     ):
         run_training(tmp_path, loop_config(learning_rate=10.0), huge)
+
+
+class _FullGpu(ProgressSlot):
+    def put(self, progress: LoopProgress, *, urgent: bool = False) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
+
+
+def test_training_without_room_on_the_gpu_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(KtrdrError, match=r"smaller batch_size \(Tried to allocate 2.00 GiB"):
+        run_training(tmp_path, slot=_FullGpu())
 
 
 def test_training_without_test_rows_names_the_split(tmp_path: Path) -> None:
