@@ -79,7 +79,7 @@ test: ## Everything, in order, with wall times; brings a cluster up if there is 
 	@tests/all.sh
 
 bench-loop: bootstrap ## Trainer loop against a DataLoader loop; fails below its bars
-	@$(PYTHON) tests/bench/bench_loop.py
+	@PYTHONPATH=tests $(PYTHON) tests/bench/bench_loop.py
 
 bench-apply: cluster-up ## 500 TrainingJobs against 500 bare pods on fake nodes; fails beyond its bars
 	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) tests/bench/bench_apply.py

@@ -41,13 +41,15 @@ def rows(count: int, *, seed: int = 0, features: int = FEATURES) -> Rows:
     return Rows(values, labels.astype(np.int64))
 
 
-def splits(train: int = 300, validation: int = 80, test: int = 70) -> Splits:
-    part = rows(train)
+def splits(
+    train: int = 300, validation: int = 80, test: int = 70, *, features: int = FEATURES
+) -> Splits:
+    part = rows(train, features=features)
     return Splits(
         train=part,
-        validation=rows(validation, seed=1),
-        test=rows(test, seed=2),
-        feature_ids=tuple(f"1h_feature_{number}" for number in range(FEATURES)),
+        validation=rows(validation, seed=1, features=features),
+        test=rows(test, seed=2, features=features),
+        feature_ids=tuple(f"1h_feature_{number}" for number in range(features)),
         class_counts=np.bincount(part.labels, minlength=3),
     )
 

@@ -1,4 +1,4 @@
-"""The trainer's loop against a plain DataLoader loop, in the same run: `python bench_loop.py`.
+"""The trainer's loop against a plain DataLoader loop, in the same run: `make bench-loop`.
 
 Both train the same network on the same rows with one thread: 500,000 rows of 64 features, layers
 64-128-64-3, dropout 0.1, Adam. Ours is `ktrdr_trainer.loop.train` itself, with its accounting,
@@ -21,12 +21,9 @@ import threading
 import time
 import timeit
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -38,6 +35,7 @@ from ktrdr_trainer.loop import LoopConfig, train
 from ktrdr_trainer.model import ModelConfig
 from ktrdr_trainer.slot import LoopProgress, ProgressSlot, system_clock
 from ktrdr_trainer.stop import StopToken
+from loop_builders import Rows, Splits, splits
 
 ROWS: Final = 500_000
 FEATURES: Final = 64
@@ -47,21 +45,6 @@ BARS: Final = {32: 2.5, 256: 3.0, 2048: 4.5}
 OVERHEAD_BAR: Final = 0.005
 TURNS: Final = 7
 TURN_SECONDS: Final = 1.0
-
-
-@dataclass(frozen=True)
-class Part:
-    features: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Splits:
-    train: Part
-    validation: Part
-    test: Part
-    feature_ids: tuple[str, ...]
-    class_counts: npt.NDArray[np.int64]
 
 
 class Line(NamedTuple):
@@ -85,19 +68,7 @@ class TimedSlot(ProgressSlot):
         super().put(progress, urgent=urgent)
 
 
-def make_splits() -> Splits:
-    random = np.random.default_rng(0)
-
-    def part(rows: int) -> Part:
-        features = random.standard_normal((rows, FEATURES), dtype=np.float32)
-        return Part(features, random.integers(0, 3, rows))
-
-    data = part(ROWS)
-    names = tuple(f"feature_{number}" for number in range(FEATURES))
-    return Splits(data, part(1000), part(1000), names, np.bincount(data.labels, minlength=3))
-
-
-def trainer_rate(splits: Splits, batch_size: int) -> float:
+def trainer_rate(data: Splits, batch_size: int) -> float:
     """Samples per second of our loop, for about a second; its start is not counted."""
     config = LoopConfig(
         MODEL, epochs=1000, batch_size=batch_size, learning_rate=LEARNING_RATE,
@@ -116,14 +87,14 @@ def trainer_rate(splits: Splits, batch_size: int) -> float:
     thread.start()
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Path(folder), job_uid="bench", attempt=1, clock=system_clock())
-        train(config, splits, token=token, slot=slot, checkpoints=store, clock=system_clock())
+        train(config, data, token=token, slot=slot, checkpoints=store, clock=system_clock())
     thread.join()
     if slot.latest is None or slot.times is None:
         raise RuntimeError("the loop left no progress")
     return slot.latest.step * batch_size / (slot.times[1] - slot.times[0])
 
 
-def dataloader_loop(part: Part, batch_size: int) -> Iterator[int]:
+def dataloader_loop(part: Rows, batch_size: int) -> Iterator[int]:
     """Trains on and on; yields the rows of each batch."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise((FEATURES, *MODEL.hidden_layers)):
@@ -152,14 +123,14 @@ def peer_rate(batches: Iterator[int]) -> float:
     return rows / seconds
 
 
-def compare(splits: Splits, batch_size: int) -> Line:
+def compare(data: Splits, batch_size: int) -> Line:
     """Medians of both rates and of the ratio; who goes first alternates."""
-    batches = dataloader_loop(splits.train, batch_size)
+    batches = dataloader_loop(data.train, batch_size)
     next(batches)  # the peer's start is not counted either
     pairs = []
     for turn in range(TURNS):
         before = peer_rate(batches) if turn % 2 else 0.0
-        ours = trainer_rate(splits, batch_size)
+        ours = trainer_rate(data, batch_size)
         pairs.append((ours, before or peer_rate(batches)))
     trainer, peer = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(ours / theirs for ours, theirs in pairs)
@@ -188,14 +159,14 @@ def overhead(batch_size: int, samples_per_second: float) -> float:
 
 def main() -> int:
     torch.set_num_threads(1)
-    splits = make_splits()
+    data = splits(ROWS, 1000, 1000, features=FEATURES)
     print(
         f"{'batch':>6} {'trainer/s':>12} {'DataLoader/s':>13} {'ratio':>6} {'bar':>5} "
         f"{'progress+cancel':>16} {'bar':>5}"
     )
     failed = []
     for batch_size, bar in BARS.items():
-        line = compare(splits, batch_size)
+        line = compare(data, batch_size)
         cost = overhead(batch_size, line.trainer)
         holds = line.ratio >= bar and cost <= OVERHEAD_BAR
         failed += [] if holds else [str(batch_size)]
