@@ -11,8 +11,8 @@ JUNIT = --junitxml=build/junit/$@.xml
 CHECKED := operator trainer_image tests
 
 .PHONY: help bootstrap tools cluster-up cluster-down kubeconfig demo demo-down guide lint fmt types \
-	imports generate verify unit contract integration e2e test bench-loop bench-apply images \
-	constraints
+	imports generate verify unit contract integration e2e test bench-loop bench-start bench-apply \
+	images constraints
 
 help: ## List the verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ test: ## Everything, in order, with wall times; brings a cluster up if there is 
 
 bench-loop: bootstrap ## Trainer loop against a DataLoader loop; fails below its bars
 	@PYTHONPATH=tests $(PYTHON) tests/bench/bench_loop.py
+
+bench-start: bootstrap ## Start of the trainer to its first step against a bare import of torch
+	@PYTHONPATH=tests $(PYTHON) tests/bench/bench_start.py
 
 bench-apply: cluster-up ## 500 TrainingJobs against 500 bare pods on fake nodes; fails beyond its bars
 	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) tests/bench/bench_apply.py
