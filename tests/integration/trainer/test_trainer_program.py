@@ -75,7 +75,7 @@ def test_run_stopped_by_a_signal_resumes_to_the_identical_model(
 ) -> None:
     long_training(place)
     first = place.start()
-    wait_until(lambda: list(place.output.glob("checkpoints/u-1/*.json")), first)
+    wait_until(lambda: list(place.output.glob("checkpoints/u-1/[0-9]*.json")), first)
     code, _ = stop(first, number)
     assert code == want
     if number is signal.SIGTERM:
