@@ -30,6 +30,8 @@ BAD_REQUEST = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     options = _parser().parse_args(arguments)
+    if options.command is not None and options.request is not None:
+        _parser().error(f"--request runs by itself, not beside {options.command}")
     if options.command == "validate":
         return _validate(options.files)
     if options.command == "evaluate":
@@ -52,12 +54,14 @@ def _wanted(options: argparse.Namespace) -> "PlacedRequest":
 
     if options.command is None:
         return request.read_request(options.request)
+    job_uid = options.job_uid or str(uuid.uuid4())
+    logs.LOGGER.info("To go on after a stop, repeat the command with --job-uid %s", job_uid)
     return request.own_request(
         options.strategy,
         data_folder=options.data,
         output_folder=options.output,
         symbols=options.symbols,
-        job_uid=options.job_uid or str(uuid.uuid4()),
+        job_uid=job_uid,
     )
 
 

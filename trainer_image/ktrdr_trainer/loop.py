@@ -1,6 +1,6 @@
 """The training loop: epochs of chunks, validation, early stopping, checkpoints, stop.
 
-Called by `ktrdr_trainer.__main__` with prepared splits; the outcome goes to `artifact`. The loop
+Called by `training` with prepared splits; the outcome goes to `artifact`. The loop
 waits for nobody: it leaves its progress in a slot, reads one flag per batch and hands clones to the
 checkpoint writer. The steps themselves are in `steps`.
 

@@ -1,6 +1,6 @@
 """What the loop is told: its config, how many threads it gets, and what its numbers depend on.
 
-Made by `ktrdr_trainer.__main__` from the strategy and the request; the loop reads nothing else.
+Made by `training` from the strategy and the request; the loop reads nothing else.
 """
 
 import hashlib

@@ -74,15 +74,16 @@ def run(
     stops = StopRequests(StopToken())
     listen(signals, lambda number: stops.ask(_reason_of(number)))
     logs.set_up()
+    request = None
     try:
         placed = read()
-        sink, job = _reporting(placed.request, runtime, stops)
+        request = placed.request
+        sink, job = _reporting(request, runtime, stops)
     except KtrdrError as error:
         LOGGER.error("%s", error)
-        last = result.failed(None, error)
+        last = result.failed(request, error)
         result.tell_kubelet(last, runtime.termination_log)
         return last.exit_code
-    request = placed.request
     logs.set_up(_log_context(request))
     clock, slot = system_clock(), ProgressSlot()
     reporter = Reporter(
@@ -113,7 +114,6 @@ def _attempted(placed: PlacedRequest, context: RunContext) -> RunResult:
         text = "out of memory: raise the memory limit, or use less data or a smaller batch_size"
         last = result.failed(request, KtrdrError(text))
     except OSError as error:
-        LOGGER.debug("System error", exc_info=True)
         last = result.failed(request, _temporary(error))
     except Exception as error:
         LOGGER.exception("The trainer has a defect, or its surroundings have")

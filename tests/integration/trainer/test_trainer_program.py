@@ -1,6 +1,9 @@
 """The real program on generated bars: complete, stop, die, resume, be cancelled."""
 
+import itertools
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -97,6 +100,30 @@ def test_run_terminated_while_preparing_ends_without_a_traceback(place: Workplac
     assert code == 143
     assert "Stopped by SIGTERM before training began; no checkpoint" in log
     assert "Traceback" not in log
+
+
+def test_train_at_a_terminal_tells_how_to_go_on_after_a_stop(place: Workplace) -> None:
+    long_training(place)
+    place.write_request()
+    command: list[str | Path] = [
+        sys.executable, "-m", "ktrdr_trainer", "train", place.root / "run/strategy.yaml",
+        "--data", place.root / "data", "--output", place.output,
+    ]  # fmt: skip
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(command, stderr=terminal)
+    os.close(terminal)
+    with open(screen, errors="replace") as lines:
+        shown = itertools.takewhile(lambda line: "Training: " not in line, lines)
+        hint = next(line for line in shown if "--job-uid" in line)
+        list(shown)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=90) == 10
+    uid = hint.split()[-1]
+    assert list(place.output.glob(f"checkpoints/{uid}/[0-9]*.json"))
+    again = subprocess.run(
+        [*command, "--job-uid", uid], capture_output=True, text=True, check=False
+    )
+    assert (again.returncode, "Resuming from epoch" in again.stderr) == (0, True), again.stderr
 
 
 @pytest.mark.parametrize("policy", list(CheckpointPolicy))

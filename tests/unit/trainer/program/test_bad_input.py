@@ -103,8 +103,14 @@ def test_run_reporting_to_kubernetes_outside_a_pod_ends_with_2(
     place: Workplace, signals: int
 ) -> None:
     code, _, message = outcome(place, signals, reporting="kubernetes")
-    assert code == 2
+    assert (code, place.last_words["jobUid"]) == (2, "u-1")
     assert "KUBERNETES_SERVICE_HOST" in message
+
+
+def test_command_beside_a_request_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--request", "request.json", "validate", str(SHIPPED)])
+    assert "--request runs by itself, not beside validate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
