@@ -138,7 +138,7 @@ def store(
             files.write_synced(draft / name, content)
         files.sync_folder(draft)
         place = publish(draft, source.base_timeframe)
-        point_latest(place, source.base_timeframe)
+        point_latest(place)
     return artifact_ref(output, place)
 
 

@@ -113,16 +113,19 @@ def publish(draft: Path, base_timeframe: str) -> Path:
             return place
 
 
-def point_latest(place: Path, base_timeframe: str) -> None:
-    """Let `{tf}_latest` name the highest version, by renaming a link over it."""
-    folder, linked = place.parent, 0
+def point_latest(place: Path) -> None:
+    """Let `{tf}_latest` name the highest version, by renaming a link over it. Repeatable."""
+    folder, base_timeframe = place.parent, place.name.rpartition("_v")[0]
+    latest = folder / f"{base_timeframe}_latest"
     link = folder / f"{files.TEMPORARY_PREFIX}{place.name}_latest"
-    # Again if another job published meanwhile: its link may be older than ours.
-    while (newest := max(_numbers(folder, base_timeframe))) != linked:
+    # Looked at again: another job may have published meanwhile, and its link be older than ours.
+    while True:
+        newest = Path(f"{base_timeframe}_v{max(_numbers(folder, base_timeframe))}")
+        if latest.is_symlink() and latest.readlink() == newest:
+            break
         link.unlink(missing_ok=True)
-        link.symlink_to(f"{base_timeframe}_v{newest}")
-        link.replace(folder / f"{base_timeframe}_latest")
-        linked = newest
+        link.symlink_to(newest)
+        link.replace(latest)
     files.sync_folder(folder)
 
 

@@ -14,7 +14,7 @@ from signal import SIGTERM, Signals
 from ktrdr_api.errors import BadRequestError, CancellationError, KtrdrError, TemporaryError
 from ktrdr_api.run_contract import Outcome, RunRequest, RunResult
 from ktrdr_trainer import logs, result
-from ktrdr_trainer.artifact_folder import find_finished
+from ktrdr_trainer.artifact_folder import find_finished, point_latest
 from ktrdr_trainer.cluster_job import ClusterJob
 from ktrdr_trainer.kube import KubeClient
 from ktrdr_trainer.logs import LOGGER
@@ -129,6 +129,7 @@ def _work(placed: PlacedRequest, context: RunContext) -> RunResult:
     stored = find_finished(context.output, context.request.job.uid, strategy=source.strategy.name)
     if stored is not None:
         LOGGER.info("An earlier attempt has stored the model already: %s", stored.path)
+        point_latest(context.output / stored.path)  # it may have been killed just before
         return result.of_stored_model(context.request, stored)
     # Imported late: `training` imports torch, which loads while the pipeline reads.
     from ktrdr_trainer.pipeline.prepare import prepare

@@ -41,9 +41,12 @@ def test_run_to_the_end_leaves_model_result_and_last_words(place: Workplace) -> 
     assert place.last_words["artifact"]["path"] == "models/test_strategy/1h_v1"
     assert (place.progress["stage"], place.progress["percentage"]) == ("Done", 100)
 
+    latest = folder.with_name("1h_latest")
+    latest.unlink()  # as if the first attempt had been killed just before it made this link
     again, log = place.run(attempt=2)
     assert again == 0
     assert "stored the model already" in messages(log)
+    assert latest.readlink() == Path("1h_v1")
     assert place.last_words["metrics"] == result["metrics"]
 
     proof = subprocess.run(

@@ -151,7 +151,7 @@ def test_latest_names_the_highest_also_if_another_job_published_meanwhile(
         (tmp_path / f"1h_v{number}").mkdir()
     looks = iter([[1], [1, 2], [1, 2]])
     monkeypatch.setattr("ktrdr_trainer.artifact_folder._numbers", lambda *_: next(looks))
-    point_latest(tmp_path / "1h_v1", "1h")
+    point_latest(tmp_path / "1h_v1")
     assert (tmp_path / "1h_latest").readlink() == Path("1h_v2")
 
 
