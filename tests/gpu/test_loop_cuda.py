@@ -1,11 +1,12 @@
 """The loop on a GPU. Run by hand where there is one: `pytest tests/gpu`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from loop_builders import StopAfter, loop_config, run_training, splits
+from loop_builders import StopAfter, loop_config, run_training, splits, ticking_clock
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device: the GPU path cannot run here"
@@ -30,6 +31,19 @@ def test_cuda_resume_after_a_stop_is_bit_identical(tmp_path: Path) -> None:
     stopped = run_training(tmp_path / "stopped", CONFIG, splits(ROWS), token=StopAfter(9))
     assert stopped.stopped
     got = run_training(tmp_path / "stopped", CONFIG, splits(ROWS), attempt=2)
+    assert got.model is not None
+    assert want.model is not None
+    assert torch.equal(got.model.parameters, want.model.parameters)
+    assert [r.train_loss for r in got.history] == [r.train_loss for r in want.history]
+
+
+def test_cuda_resume_from_periodic_checkpoints_is_bit_identical(tmp_path: Path) -> None:
+    """A chunk is on its way whenever one is due."""
+    want = run_training(tmp_path / "through", CONFIG, splits(ROWS))
+    config = replace(CONFIG, checkpoint_period_seconds=1.0)
+    run_training(tmp_path / "kept", config, splits(ROWS), clock=ticking_clock(0.3))
+    got = run_training(tmp_path / "kept", config, splits(ROWS), attempt=2)
+    assert got.checkpoint is not None
     assert got.model is not None
     assert want.model is not None
     assert torch.equal(got.model.parameters, want.model.parameters)
