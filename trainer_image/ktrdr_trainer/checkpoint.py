@@ -57,7 +57,6 @@ class Checkpoint(NamedTuple):
 
     snapshot: Snapshot
     ref: CheckpointRef
-    attempt: int
 
 
 class Found(NamedTuple):
@@ -165,7 +164,7 @@ class CheckpointStore:
             except (FileNotFoundError, ValueError, SafetensorError) as error:
                 raise _DamagedError(str(error)) from error
         snapshot = Snapshot(loaded, manifest.state, manifest.recipe)
-        return Checkpoint(snapshot, self._ref(manifest, path, digest), manifest.attempt)
+        return Checkpoint(snapshot, self._ref(manifest, path, digest))
 
     def _refuse_foreign(self, path: Path, manifest: Manifest) -> None:
         if manifest.job_uid != self._job_uid:
