@@ -268,7 +268,8 @@ class _Run:
             run = self._steps.run(order, epoch=epoch, chunk=index, first_batch=first, token=token)
             ahead.append(run)
             # Both are asked once: what is saved must account for every step that was done.
-            is_stopped, is_due = token.is_cancelled, self._is_checkpoint_due()
+            is_stopped = token.is_cancelled
+            is_due = not is_stopped and self._is_checkpoint_due()
             while len(ahead) > (0 if is_stopped or is_due else self._steps.run_ahead):
                 self._account(ahead.popleft(), meter)
             if is_stopped:

@@ -249,6 +249,14 @@ def test_stop_on_a_volume_that_cannot_be_written_is_still_a_stop(tmp_path: Path)
     assert "no checkpoint was saved at the stop" in got.problems[0]
 
 
+def test_stop_after_a_periodic_checkpoint_failed_is_still_a_stop(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    config = loop_config(batch_size=2, checkpoint_period_seconds=0.5)
+    got = run_training(tmp_path, config, token=StopAfter(90), clock=ticking_clock())
+    assert got.stopped
+    assert (got.batch, got.checkpoint, len(got.problems)) == (89, None, 1)
+
+
 @pytest.mark.parametrize(
     ("files", "want"),
     [
