@@ -5,6 +5,7 @@ beside it; the manifest appears last and carries the digests, so half a checkpoi
 The previous checkpoint stays until the next is durable, and is used if the newest is damaged.
 """
 
+import contextlib
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ktrdr_api.errors import CheckpointError
+from ktrdr_api.errors import CheckpointError, KtrdrError
 from ktrdr_api.run_contract import CheckpointRef
 from ktrdr_trainer import files
 from ktrdr_trainer.slot import Clock
@@ -236,7 +237,8 @@ class CheckpointWriter:
         Raises:
             CheckpointError, TemporaryError: As `CheckpointStore.save`.
         """
-        self.finish()
+        with contextlib.suppress(KtrdrError):  # of an older state; this one may fare better
+            self.finish()
         self.last = self._store.save(snapshot)
         return self.last
 

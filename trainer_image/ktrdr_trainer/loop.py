@@ -243,10 +243,11 @@ class _Run:
         self._put(Stage.CANCELLING, urgent=True)
         try:
             if self._is_checkpoint_wanted(token.reason):
-                self._checkpoint = self._writer.save(self._snapshot())
-            self._checkpoint = self._writer.finish() or self._checkpoint
+                self._writer.save(self._snapshot())
+            self._writer.finish()
         except KtrdrError as error:
             self._problems += (f"no checkpoint was saved at the stop: {error}",)
+        self._checkpoint = self._writer.last or self._checkpoint
         return self._outcome(stopped=True)
 
     def _is_checkpoint_wanted(self, reason: str | None) -> bool:

@@ -14,9 +14,9 @@ import torch
 from ktrdr_api.errors import CheckpointError, TemporaryError
 from ktrdr_api.run_contract import CheckpointRef
 from ktrdr_trainer import files
-from ktrdr_trainer.checkpoint import CheckpointWriter, Snapshot
+from ktrdr_trainer.checkpoint import CheckpointStore, CheckpointWriter, Snapshot
 from ktrdr_trainer.state import EpochRecord, Position, RunState, Selection
-from loop_builders import store
+from loop_builders import still_clock, store
 
 FOLDER = Path("checkpoints/job-1")
 
@@ -240,3 +240,22 @@ def test_writer_that_failed_raises_at_the_next_question(tmp_path: Path) -> None:
         with pytest.raises(TemporaryError, match=r"checkpoints.*check the output volume"):
             writer.finish()
         assert not writer.is_busy
+
+
+class _FullOnce(CheckpointStore):
+    """A volume that was full for a moment."""
+
+    is_full = True
+
+    def save(self, snapshot: Snapshot) -> CheckpointRef:
+        if self.is_full:
+            self.is_full = False
+            raise TemporaryError("full")
+        return super().save(snapshot)
+
+
+def test_writer_that_failed_saves_a_newer_state_all_the_same(tmp_path: Path) -> None:
+    volume = _FullOnce(tmp_path, job_uid="job-1", attempt=1, clock=still_clock())
+    with CheckpointWriter(volume) as writer:
+        writer.submit(snapshot(10))
+        assert writer.save(snapshot(20)).step == 20

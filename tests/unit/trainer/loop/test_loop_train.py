@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ktrdr_trainer.metrics import evaluate
 from ktrdr_trainer.model import initial_parameters, named_views
 from ktrdr_trainer.objective import class_weights
 from ktrdr_trainer.slot import LoopProgress, ProgressSlot
+from ktrdr_trainer.stop import StopToken
 from loop_builders import (
     Splits,
     StopAfter,
@@ -255,6 +257,30 @@ def test_stop_after_a_periodic_checkpoint_failed_is_still_a_stop(tmp_path: Path)
     got = run_training(tmp_path, config, token=StopAfter(90), clock=ticking_clock())
     assert got.stopped
     assert (got.batch, got.checkpoint, len(got.problems)) == (89, None, 1)
+
+
+class _StopOnceSavedTwice(StopToken):
+    """Stops at the second checkpoint (then the first is surely whole) and breaks the volume."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "is_cancelled" and len(list(self._folder.glob("checkpoints/*/[0-9]*.json"))) > 1:
+            (self._folder / "checkpoints").rename(self._folder / "gone")
+            (self._folder / "checkpoints").write_text("a file where a folder should be")
+            self.cancel("sigterm")
+        return super().__getattribute__(name)
+
+
+def test_stop_on_a_volume_that_broke_names_the_checkpoint_before(tmp_path: Path) -> None:
+    config = loop_config(batch_size=2, epochs=10_000, checkpoint_period_seconds=0.5)
+    got = run_training(tmp_path, config, token=_StopOnceSavedTwice(tmp_path), clock=ticking_clock())
+    assert got.stopped
+    assert got.checkpoint is not None
+    assert got.checkpoint.step < got.step
+    assert "no checkpoint was saved at the stop" in got.problems[0]
 
 
 @pytest.mark.parametrize(
