@@ -15,7 +15,7 @@ import kopf
 from ktrdr_api import names
 from ktrdr_client.cluster import Cluster
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.queue import Lane, WorkQueue
 from ktrdr_operator.session import WatchFilter
 from ktrdr_operator.store import JobKey, Raw, Store, job_key
 
@@ -48,16 +48,20 @@ class Handlers:
             self.store.drop_job(key, uid)
         else:
             self.store.put_job(raw)
-        self.queue.add(key, urgent=event["type"] == "DELETED" or is_ending(raw))
+        ends = event["type"] == "DELETED" or is_ending(raw)
+        self.queue.add(key, Lane.STOP if ends else Lane.ACT)
 
     async def on_pod(self, event: kopf.RawEvent, **_: Any) -> None:
-        """Note a pod and enqueue its TrainingJob, at once when somebody waits for its end."""
+        """Note a pod and enqueue its TrainingJob; a pod that has not ended goes its own way."""
         raw: Raw = dict(event["object"])
         gone = event["type"] == "DELETED"
         key = self.store.drop_pod(raw) if gone else self.store.put_pod(raw)
-        if key is not None:
-            ended = gone or raw.get("status", {}).get("phase") in _ENDED
-            self.queue.add(key, urgent=ended and is_ending(self.store.jobs.get(key)))
+        if key is None:
+            return
+        if not (gone or raw.get("status", {}).get("phase") in _ENDED):
+            self.queue.add(key, Lane.TELL)
+            return
+        self.queue.add(key, Lane.STOP if is_ending(self.store.jobs.get(key)) else Lane.ACT)
 
 
 def registry(handlers: Handlers, cluster: Cluster) -> kopf.OperatorRegistry:

@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.queue import Lane, WorkQueue
 from ktrdr_operator.store import JobKey
 
 SILENCE_SECONDS: Final = 180.0
@@ -68,7 +68,7 @@ async def run_canary(queue: WorkQueue[JobKey], metrics: Metrics) -> None:
     """Send the canary through the queue for ever, and measure how late the event loop is."""
     loop = asyncio.get_running_loop()
     while True:
-        queue.add(CANARY, urgent=True)
+        queue.add(CANARY, Lane.STOP)
         due = loop.time() + CANARY_SECONDS
         await asyncio.sleep(CANARY_SECONDS)
         metrics.loop_lag(max(loop.time() - due, 0.0))

@@ -1,8 +1,9 @@
 """The work queue: any number of events about a job become one run, and cancels overtake.
 
-Handlers and the reconciler put keys in; workers take them out, one worker a key at a time. What is
-urgent (cancel, delete) is taken before everything else. A failing key comes back with exponential
-backoff and jitter, so that one poisonous object never slows the others.
+Handlers and the reconciler put keys in; workers take them out, one worker a key at a time, by
+lanes: ends that somebody waits for, then what may have to be done, then what only has to be told. A
+failing key comes back with exponential backoff and jitter, so that one poisonous object never slows
+the others.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import count
 from random import Random
 from typing import Final, Generic, TypeVar
@@ -19,6 +21,19 @@ K = TypeVar("K", bound=Hashable)
 BACKOFF_BASE_SECONDS: Final = 0.05
 """So short because the usual error is a conflict, which one more look settles."""
 BACKOFF_CAP_SECONDS: Final = 60.0
+TOLD_EVERY: Final = 4
+"""Every so many keys, one that waits to be told goes first: it is late, not forgotten."""
+
+
+class Lane(IntEnum):
+    """What a key waits for; in the order in which keys are taken."""
+
+    STOP = 0
+    """Somebody waits for the end of this job."""
+    ACT = 1
+    """Something may have to be done."""
+    TELL = 2
+    """Nothing to be done, as far as one can see from outside; status has to say it."""
 
 
 @dataclass
@@ -32,28 +47,30 @@ class WorkQueue(Generic[K]):
     clock: Callable[[], float]
     """Monotonic seconds."""
     random: Random = field(default_factory=Random)
-    _urgent: OrderedDict[K, float] = field(default_factory=OrderedDict)
-    _normal: OrderedDict[K, float] = field(default_factory=OrderedDict)
-    _working: dict[K, bool] = field(default_factory=dict)
-    """Keys in work; True when they became dirty again meanwhile."""
-    _urgent_again: set[K] = field(default_factory=set)
+    _lanes: dict[Lane, OrderedDict[K, float]] = field(
+        default_factory=lambda: {lane: OrderedDict() for lane in Lane}
+    )
+    """Keys, and since when they have been waiting."""
+    _taken: int = 0
+    _working: dict[K, Lane | None] = field(default_factory=dict)
+    """Keys in work, and the lane for those that became dirty again meanwhile."""
     _failures: dict[K, int] = field(default_factory=dict)
     _delayed: list[tuple[float, int, K]] = field(default_factory=list)
     _due: dict[K, float] = field(default_factory=dict)
     _order: Iterator[int] = field(default_factory=count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def add(self, key: K, *, urgent: bool = False) -> None:
-        """Mark a key dirty."""
+    def add(self, key: K, lane: Lane = Lane.ACT) -> None:
+        """Mark a key dirty; one that waits already keeps the better lane."""
         if key in self._working:
-            self._working[key] = True
-            if urgent:
-                self._urgent_again.add(key)
-        elif urgent:
-            since = self._normal.pop(key, self.clock())
-            self._urgent.setdefault(key, since)
-        elif key not in self._urgent:
-            self._normal.setdefault(key, self.clock())
+            again = self._working[key]
+            self._working[key] = lane if again is None else min(again, lane)
+            return
+        before = next((known for known, keys in self._lanes.items() if key in keys), None)
+        if before is None:
+            self._lanes[lane][key] = self.clock()
+        elif lane < before:
+            self._lanes[lane][key] = self._lanes[before].pop(key)
         self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -80,7 +97,7 @@ class WorkQueue(Generic[K]):
 
     def __len__(self) -> int:
         """Keys waiting for a worker now."""
-        return len(self._urgent) + len(self._normal)
+        return sum(len(keys) for keys in self._lanes.values())
 
     async def run(self, workers: int, work: Callable[[K, float], Awaitable[None]]) -> None:
         """Work until cancelled.
@@ -105,17 +122,23 @@ class WorkQueue(Generic[K]):
         while True:
             self._wake.clear()
             timeout = self._release_due()
-            for lane in (self._urgent, self._normal):
-                if lane:
-                    key, since = lane.popitem(last=False)
-                    self._working[key] = False
-                    if len(self):
-                        self._wake.set()
-                    return key, since
+            if len(self):
+                key, since = self._next_lane().popitem(last=False)
+                self._working[key] = None
+                self._taken += 1
+                if len(self):
+                    self._wake.set()
+                return key, since
             try:
                 await asyncio.wait_for(self._wake.wait(), timeout)
             except TimeoutError:
                 continue
+
+    def _next_lane(self) -> OrderedDict[K, float]:
+        stop, act, tell = (self._lanes[lane] for lane in Lane)
+        if self._taken % TOLD_EVERY == TOLD_EVERY - 1:
+            act, tell = tell, act
+        return stop or act or tell
 
     def _release_due(self) -> float | None:
         """Move what is due into its lane; returns the seconds until the next appointment."""
@@ -133,8 +156,6 @@ class WorkQueue(Generic[K]):
         return None
 
     def _done(self, key: K) -> None:
-        dirty = self._working.pop(key)
-        urgent = key in self._urgent_again
-        self._urgent_again.discard(key)
-        if dirty:
-            self.add(key, urgent=urgent)
+        again = self._working.pop(key)
+        if again is not None:
+            self.add(key, again)

@@ -7,7 +7,7 @@ import pytest
 from ktrdr_client.cluster import Raw
 from ktrdr_operator.handlers import Handlers, is_ending, kopf_settings
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.queue import Lane, WorkQueue
 from ktrdr_operator.session import WatchFilter
 from ktrdr_operator.store import JobKey, Store
 
@@ -34,13 +34,13 @@ def event(kind: str | None, obj: Raw) -> kopf.RawEvent:
 class RecordingQueue(WorkQueue[JobKey]):
     """The real queue, which also remembers what was added."""
 
-    def add(self, key: JobKey, *, urgent: bool = False) -> None:
-        super().add(key, urgent=urgent)
-        self.__dict__.setdefault("added", []).append(urgent)
+    def add(self, key: JobKey, lane: Lane = Lane.ACT) -> None:
+        super().add(key, lane)
+        self.__dict__.setdefault("added", []).append(lane)
 
-    def take(self) -> list[bool]:
-        """Urgency of each key added since the last call."""
-        added: list[bool] = self.__dict__.pop("added", [])
+    def take(self) -> list[Lane]:
+        """The lane of each key added since the last call."""
+        added: list[Lane] = self.__dict__.pop("added", [])
         return added
 
 
@@ -62,35 +62,37 @@ async def test_job_is_stored_and_enqueued(handlers: Handlers, queue: RecordingQu
     await handlers.on_job(event(None, job()))
     await handlers.on_job(event("MODIFIED", job(2, status={"phase": "Running"})))
     assert handlers.store.jobs[KEY] == job(2, status={"phase": "Running"})
-    assert queue.take() == [False, False]
+    assert queue.take() == [Lane.ACT, Lane.ACT]
 
 
 @pytest.mark.parametrize(
-    ("wish", "urgent"),
+    ("wish", "lane"),
     [
-        (job(2, metadata={"generation": 2}, spec={"cancel": True}), True),
-        (job(2, metadata={"deletionTimestamp": "t"}), True),
-        (job(2, metadata={"generation": 2}), False),
+        (job(2, metadata={"generation": 2}, spec={"cancel": True}), Lane.STOP),
+        (job(2, metadata={"deletionTimestamp": "t"}), Lane.STOP),
+        (job(2, metadata={"generation": 2}), Lane.ACT),
         (
             job(2, metadata={"generation": 2}, spec={"cancel": True}, status={"completionTime": 1}),
-            False,
+            Lane.ACT,
         ),
     ],
 )
-async def test_job_that_shall_end_is_urgent_until_it_has(
-    handlers: Handlers, queue: RecordingQueue, wish: Raw, urgent: bool
+async def test_job_that_shall_end_overtakes_until_it_has(
+    handlers: Handlers, queue: RecordingQueue, wish: Raw, lane: Lane
 ) -> None:
     await handlers.on_job(event("ADDED", job()))
     queue.take()
     await handlers.on_job(event("MODIFIED", wish))
-    assert queue.take() == [urgent]
+    assert queue.take() == [lane]
 
 
-async def test_job_deleted_is_dropped_and_urgent(handlers: Handlers, queue: RecordingQueue) -> None:
+async def test_job_deleted_is_dropped_and_overtakes(
+    handlers: Handlers, queue: RecordingQueue
+) -> None:
     await handlers.on_job(event("ADDED", job()))
     await handlers.on_job(event("DELETED", job(2)))
     assert handlers.store.jobs == {}
-    assert queue.take() == [False, True]
+    assert queue.take() == [Lane.ACT, Lane.STOP]
 
 
 async def test_job_deleted_late_spares_its_successor_of_the_same_name(
@@ -108,24 +110,24 @@ async def test_job_event_older_than_our_own_write_keeps_the_newer_state(
     handlers.store.put_job(written)
     await handlers.on_job(event("MODIFIED", job(9)))
     assert handlers.store.jobs[KEY] == written
-    assert queue.take() == [False]
+    assert queue.take() == [Lane.ACT]
 
 
 @pytest.mark.parametrize(
-    ("last", "spec", "urgent"),
+    ("last", "spec", "lane"),
     [
-        (event("MODIFIED", pod("Failed")), {"cancel": True}, True),
-        (event("DELETED", pod()), {"cancel": True}, True),
-        (event("MODIFIED", pod()), {"cancel": True}, False),
-        (event("MODIFIED", pod("Failed")), {}, False),
+        (event("MODIFIED", pod("Failed")), {"cancel": True}, Lane.STOP),
+        (event("DELETED", pod()), {"cancel": True}, Lane.STOP),
+        (event("MODIFIED", pod()), {"cancel": True}, Lane.TELL),
+        (event("MODIFIED", pod("Failed")), {}, Lane.ACT),
     ],
 )
-async def test_pod_end_is_urgent_when_awaited(
-    handlers: Handlers, *, queue: RecordingQueue, last: kopf.RawEvent, spec: Raw, urgent: bool
+async def test_pod_end_overtakes_when_awaited_and_a_living_pod_waits(
+    handlers: Handlers, *, queue: RecordingQueue, last: kopf.RawEvent, spec: Raw, lane: Lane
 ) -> None:
     handlers.store.put_job(job(spec=spec))
     await handlers.on_pod(last)
-    assert queue.take() == [urgent]
+    assert queue.take() == [lane]
     assert (KEY in handlers.store.pods) == (last["type"] != "DELETED")
 
 
