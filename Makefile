@@ -55,7 +55,7 @@ types: bootstrap ## Check types
 imports: bootstrap ## Check who imports whom
 	@.venv/bin/lint-imports
 
-generate: bootstrap ## Regenerate what is generated from the models: CRD, reference pages
+generate: bootstrap ## Regenerate what is generated from the models: CRD, reference page
 	@$(PYTHON) -m ktrdr_api.crd
 	@$(PYTHON) -m ktrdr_api.reference
 
