@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo.console import run
-from kube import Kube, Raw
+from demo.console import DemoError, run
+from kube import Kube, Raw, RefusedError
 
 UID = 10001
 """Who trainers run as: files that are loaded must be readable, folders writable, for them."""
@@ -24,6 +24,15 @@ UNPACK = (
 )
 """Python before 3.11.4 has no filters, and Debian 12 has 3.11.2: the archive is our own anyway."""
 
+EXEC_SECONDS = 90.0
+"""More than any program run here takes; the longest imports torch on a busy machine."""
+
+LOAD_SECONDS = 300.0
+"""Enough for the market data, some megabytes, over a slow line."""
+
+READY_SECONDS = 300.0
+"""Enough to pull the trainer's image, over 5 GB, where no node has it yet."""
+
 
 @dataclass(frozen=True)
 class FilesPod:
@@ -32,20 +41,29 @@ class FilesPod:
     kube: Kube
     name: str
 
-    def run(self, *words: str, stdin: bytes | None = None) -> str:
-        """Run a program in the pod and return its output."""
+    def run(self, *words: str, stdin: bytes | None = None, seconds: float = EXEC_SECONDS) -> str:
+        """Run a program in the pod and return its output.
+
+        Raises:
+            DemoError: It failed, or nothing came back in time: `kubectl exec -i` by itself waits
+                for ever when the program in the pod has crashed.
+        """
         where = (f"--kubeconfig={self.kube.kubeconfig}", f"-n{self.kube.namespace}")
         flags = ("-i",) if stdin is not None else ()
         command = ("kubectl", *where, "exec", *flags, self.name, "--", *words)
-        return run(*command, env=self.kube.environment, stdin=stdin).decode()
+        try:
+            return run(*command, env=self.kube.environment, stdin=stdin, seconds=seconds).decode()
+        except DemoError as error:
+            where_to_look = f"kubectl -n {self.kube.namespace} describe pod {self.name}"
+            raise DemoError(f"{error}\nlook at the pod: `{where_to_look}`") from error
 
-    def load(self, folder: Path, target: str) -> None:
+    def load(self, folder: Path, target: str, *, seconds: float = LOAD_SECONDS) -> None:
         """Copy what is in a folder, subfolders included, into `target`."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             for path in sorted(folder.iterdir()):
                 archive.add(path, arcname=path.name, filter=_anonymous)
-        self.run("python", "-c", UNPACK, target, stdin=buffer.getvalue())
+        self.run("python", "-c", UNPACK, target, stdin=buffer.getvalue(), seconds=seconds)
 
 
 def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -55,17 +73,39 @@ def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 @contextmanager
-def files_pod(kube: Kube, image: str, claims: Mapping[str, str]) -> Iterator[FilesPod]:
-    """A pod that lives as long as the block; `claims` maps mount paths to claim names."""
+def files_pod(
+    kube: Kube, image: str, claims: Mapping[str, str], *, seconds: float = READY_SECONDS
+) -> Iterator[FilesPod]:
+    """A pod that lives as long as the block; `claims` maps mount paths to claim names.
+
+    Raises:
+        DemoError: It was not ready within `seconds`; the message has the cluster's reason.
+    """
     name = "files"
     kube.run("delete", "pod", name, "--ignore-not-found")
     kube.create(_manifest(name, image, claims))
-    kube.run("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=90s")
     try:
+        _wait_ready(kube, name, seconds)
         yield FilesPod(kube, name)
     finally:
         # Not left behind: a ReadWriteOnce volume would tie all trainers to this pod's node.
         kube.run("delete", "pod", name, "--wait=false")
+
+
+def _wait_ready(kube: Kube, name: str, seconds: float) -> None:
+    try:
+        kube.run("wait", "--for=condition=Ready", f"pod/{name}", f"--timeout={seconds:g}s")
+    except RefusedError as error:
+        status = kube.get("pod", name)["status"]
+        told = [
+            *(c["state"].get("waiting", {}) for c in status.get("containerStatuses", [])),
+            *(c for c in status.get("conditions", []) if c["status"] != "True"),
+        ]
+        reasons = [entry["message"] for entry in told if entry.get("message")]
+        raise DemoError(
+            f"pod {name} in namespace {kube.namespace} was not ready within {seconds:g} s: "
+            + (reasons or [str(error)])[0]
+        ) from error
 
 
 def _manifest(name: str, image: str, claims: Mapping[str, str]) -> Raw:

@@ -50,14 +50,25 @@ class Console:
 
 
 def run(
-    *words: str | Path, env: Mapping[str, str], stdin: bytes | None = None, cwd: Path | None = None
+    *words: str | Path,
+    env: Mapping[str, str],
+    stdin: bytes | None = None,
+    seconds: float | None = None,
 ) -> bytes:
     """Run a program silently and return its output.
 
     Raises:
-        DemoError: It failed; the message has the command and its last words.
+        DemoError: It is missing, failed, or took longer than `seconds`; the message has the
+            command and its last words.
     """
-    done = subprocess.run(words, env=dict(env), input=stdin, capture_output=True, cwd=cwd)
+    try:
+        done = subprocess.run(
+            words, env=dict(env), input=stdin, capture_output=True, timeout=seconds
+        )
+    except FileNotFoundError as error:
+        raise DemoError(f"{words[0]}: not found; run `make tools`") from error
+    except subprocess.TimeoutExpired as error:
+        raise DemoError(f"`{_shown(words)}` did not end within {seconds:g} s") from error
     if done.returncode:
         last = (done.stderr or done.stdout).decode(errors="replace").strip()[-2000:]
         raise DemoError(f"`{_shown(words)}` ended with {done.returncode}:\n{last}")
