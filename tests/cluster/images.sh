@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# images.sh operator|trainer OUT_TAR: build an image as a user would and write it as an archive that
-# `cluster.sh load` takes. With docker where an engine answers, else with buildah. Where no base
-# image can be pulled, the base is made from Debian packages and the wheels are fetched beforehand,
-# so that the build itself needs no network. BASE names another base image.
+# images.sh operator|trainer [OUT_TAR]: build ktrdr.io/{operator,trainer}:built as a user would, and
+# write it as an archive that `cluster.sh load` takes. With docker where an engine answers, else with
+# buildah. Where no base image can be pulled, the base is made from Debian packages and the wheels are
+# fetched beforehand, so that the build itself needs no network. BASE names another base image.
 set -euo pipefail
 
 UV_VERSION=0.13.9
 STORED_BASE=localhost/ktrdr-base:latest
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-kind=${1:-} archive=$(realpath -m "${2:-}")
+kind=${1:-} archive=${2:+$(realpath -m "$2")}
 case $kind in
   operator) file=Dockerfile ;;
   trainer) file=trainer_image/Dockerfile ;;
-  *) echo "usage: ${0##*/} operator|trainer OUT_TAR" >&2; exit 2 ;;
+  *) echo "usage: ${0##*/} operator|trainer [OUT_TAR]" >&2; exit 2 ;;
 esac
 name=ktrdr.io/$kind:built
 wheelhouse=$root/build/wheelhouse
 PATH=$PATH:$root/.tools/uv/bin
 cd "$root"
-mkdir -p "$(dirname "$archive")"
+[ -z "$archive" ] || mkdir -p "$(dirname "$archive")"
 
 say() { printf '%s\n' "$*"; }
 
@@ -55,20 +55,22 @@ fill_wheelhouse() { # every wheel that the build in $STORED_BASE will ask for
   say "fetching the wheels for Python $version"
   rm -rf "$wheelhouse"
   mkdir -p "$wheelhouse"
-  uv pip compile --quiet pyproject.toml --extra "$kind" --constraints .ci/constraints.txt \
+  # The build backend is one of the pins, too.
+  echo hatchling | uv pip compile --quiet pyproject.toml - --extra "$kind" \
+    --constraints .ci/constraints.txt \
     --python-version "$version" --generate-hashes --no-header -o "$wheelhouse/requirements.txt"
   local download=(uv tool run --quiet pip download --quiet --dest "$wheelhouse"
     --only-binary=:all: --python-version "$version")
   "${download[@]}" --no-deps --require-hashes -r "$wheelhouse/requirements.txt"
-  "${download[@]}" "uv==$UV_VERSION" hatchling
+  "${download[@]}" --no-deps "uv==$UV_VERSION"
 }
 
 build_with_docker() {
-  local options=(--quiet -f "$file" -t "$name")
+  local options=(-f "$file" -t "$name")
   [ -z "${BASE:-}" ] || options+=(--build-arg "BASE=$BASE")
   say "building $name with docker"
-  docker build "${options[@]}" . > /dev/null
-  docker save -o "$archive" "$name"
+  docker build "${options[@]}" .
+  [ -z "$archive" ] || docker save -o "$archive" "$name"
 }
 
 build_with_buildah() {
@@ -84,10 +86,12 @@ build_with_buildah() {
     base=$STORED_BASE
   fi
   say "building $name with buildah on $base"
-  buildah build --quiet --layers=false -f "$file" --build-arg "BASE=$base" -t "$name" . > /dev/null
+  buildah build --layers=false -f "$file" --build-arg "BASE=$base" -t "$name" .
+  [ -n "$archive" ] || return 0
+  say "writing $archive"
   rm -f "$archive"
   buildah push --quiet "$name" "oci-archive:$archive:$name"
 }
 
 if docker info > /dev/null 2>&1; then build_with_docker; else build_with_buildah; fi
-say "$name is in $archive ($(du -h "$archive" | cut -f1))"
+say "built $name${archive:+, in $archive ($(du -h "$archive" | cut -f1))}"

@@ -13,21 +13,20 @@ NODE_NAME = f"{NAME}-control-plane"
 
 
 def up(settings: Settings, checkout: Checkout) -> None:
-    """Create the cluster, or leave a healthy one as it is."""
+    """Create the cluster, or keep a healthy one; its images become those of the code as it is."""
     kubeconfig = settings.state / "kubeconfig"
     env = tools.environment(settings)
     healthy = ("kubectl", f"--kubeconfig={kubeconfig}", "get", "--raw=/readyz")
     if read_record(settings.state) and succeeds(*healthy, env=env):
-        say(f"cluster: already up, KUBECONFIG={kubeconfig}")
-        return
-    down(settings)
-    write_record(settings.state, Record("kind", checkout))
-    say(f"cluster: kind create cluster --name {NAME} (pulls its node image the first time)")
-    run("kind", "create", "cluster", "--wait=120s", *_which(settings), env=env)
-    form = "{{.NetworkSettings.Networks.kind.IPAddress}}"
-    address = run("docker", "inspect", "--format", form, NODE_NAME, env=env).strip()
-    if not succeeds("ip", "route", "replace", POD_CIDR, "via", address, env=env):
-        say(f"cluster: no route to pods (`ip route replace {POD_CIDR} via {address}` needs root)")
+        say("cluster: already up")
+    else:
+        down(settings)
+        write_record(settings.state, Record("kind", checkout))
+        say(f"cluster: kind create cluster --name {NAME} (pulls its node image the first time)")
+        run("kind", "create", "cluster", "--wait=120s", *_which(settings), env=env)
+        route = ("ip", "route", "replace", *_route(settings))
+        if not succeeds(*route, env=env):
+            say(f"cluster: no route to pods (`{' '.join(route)}` needs root)")
     load_dev_images(settings, checkout)
     say(f"cluster: up, KUBECONFIG={kubeconfig}")
 
@@ -37,9 +36,18 @@ def _which(settings: Settings) -> tuple[str, ...]:
     return (f"--name={NAME}", f"--kubeconfig={settings.state}/kubeconfig")
 
 
+def _route(settings: Settings) -> tuple[str, ...]:
+    """The route from the host to pods; the node's address is known while its container exists."""
+    form = "{{.NetworkSettings.Networks.kind.IPAddress}}"
+    inspect = ("docker", "inspect", "--format", form, NODE_NAME)
+    return (POD_CIDR, "via", run(*inspect, env=tools.environment(settings)).strip())
+
+
 def down(settings: Settings) -> None:
     """Delete the cluster; nothing happens where there is none."""
     env = tools.environment(settings)
+    if succeeds("docker", "inspect", NODE_NAME, env=env):
+        succeeds("ip", "route", "del", *_route(settings), env=env)
     run("kind", "delete", "cluster", *_which(settings), env=env)
     for name in ("cluster.json", "kubeconfig"):
         (settings.state / name).unlink(missing_ok=True)
@@ -58,9 +66,9 @@ def load_dev_images(settings: Settings, checkout: Checkout) -> None:
     env = tools.environment(settings)
     source = Path(checkout.source)
     for part in ("operator", "trainer"):
-        say(f"cluster: building the {part}'s image with docker")
-        archive = source / "build/images" / f"{part}.tar"
-        run(source / "tests/cluster/images.sh", part, archive, env=env)
+        size = ", over 5 GB and many minutes the first time" if part == "trainer" else ""
+        say(f"cluster: building the {part}'s image with docker{size}")
+        run(source / "tests/cluster/images.sh", part, env=env)
         image = f"{NAME}.io/{part}:dev"
         run("docker", "tag", f"{NAME}.io/{part}:built", image, env=env)
         run("kind", "load", "docker-image", image, "--name", NAME, env=env)
