@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON := .venv/bin/python
-CLUSTER := PYTHON=$(CURDIR)/$(PYTHON) tests/cluster/cluster.sh
+CLUSTER := tests/cluster/cluster.sh
 DEMO := PYTHONPATH=tests $(PYTHON) -m demo
 JUNIT = --junitxml=build/junit/$@.xml
 CHECKED := operator trainer_image tests
@@ -91,8 +91,8 @@ images: bootstrap ## Build the operator's and the trainer's image (docker, else 
 	@tests/cluster/images.sh operator build/images/operator.tar
 	@tests/cluster/images.sh trainer build/images/trainer.tar
 
-constraints: ## Pin every package anew, with hashes, into .ci/constraints.txt
-	@printf -- '-e .\nhatchling>=1.28\neditables\n' | uv pip compile pyproject.toml - --quiet --upgrade \
+constraints: bootstrap ## Pin every package anew, with hashes, into .ci/constraints.txt
+	@PATH=$$PATH:.tools/uv/bin; printf -- '-e .\nhatchling>=1.28\neditables\n' | uv pip compile pyproject.toml - --quiet --upgrade \
 		--all-extras --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-emit-package ktrdr \
 		--custom-compile-command 'make constraints' --output-file .ci/constraints.txt

@@ -197,6 +197,9 @@ def main() -> int:
     except ClusterError as error:
         sys.stderr.write(f"cluster.sh {given.verb}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"cluster.sh {given.verb}: stopped\n")
+        return 130
     return 0
 
 
