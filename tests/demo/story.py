@@ -10,12 +10,16 @@ from pathlib import Path
 
 from demo.claims import files_pod
 from demo.console import DemoError, run_merged
-from demo.place import MODELS_CLAIM, ROOT, SYSTEM_NAMESPACE, Place
-from kube import Raw
+from demo.place import MODELS_CLAIM, ROOT, SYSTEM_NAMESPACE, Place, given
+from kube import Raw, RefusedError
 
 EXAMPLES = Path("docs/examples")
 JOBS = ("first-job", "cancel-me", "delete-me")
 CANCEL = """kubectl patch ktj cancel-me --type=merge -p '{"spec":{"cancel":true}}'"""
+METRICS = (
+    "kubectl get ktj first-job "
+    """-o jsonpath='{range .status.result.metrics[*]}{.name}{"\\t"}{.value}{"\\n"}{end}'"""
+)
 HALF_WAY = 50
 UNDER_WAY = 7
 
@@ -38,11 +42,14 @@ def tell(place: Place) -> None:
 def say_how_to_use(place: Place) -> None:
     """The commands to try next."""
     folder = place.kube.environment["PATH"].split(":")[0]
+    namespace = f"kubectl config set-context --current --namespace={place.kube.namespace}"
+    if given():  # that would write into the person's own file
+        namespace = f"alias kubectl='kubectl --namespace={place.kube.namespace}'"
     for line in (
         "",
         "The cluster stays up. In a shell of your own, from here:",
         f"  export KUBECONFIG={place.kube.kubeconfig} PATH={folder}:$PATH",
-        f"  kubectl config set-context --current --namespace={place.kube.namespace}",
+        f"  {namespace}",
         "  kubectl apply -f docs/examples/first-job.yaml",
         "  kubectl get ktj -w                              # progress, live",
         "  kubectl get ktj -o wide                         # loss, batch, host, checkpoint",
@@ -96,9 +103,7 @@ def _show_model(place: Place) -> None:
         folder = f"/output/{result['artifact']['path']}"
         place.console.command(f"ls -l {folder}    # in the claim {MODELS_CLAIM}")
         place.console.say(files.run("ls", "-l", folder))
-    place.console.command("kubectl get ktj first-job -o jsonpath='{.status.result.metrics}'")
-    for metric in result["metrics"]:
-        place.console.say(f"  {metric['name']:20} {metric['value']}")
+    _show(place, METRICS)
     _show(place, "kubectl get ktj -o wide")
 
 
@@ -177,5 +182,8 @@ def _until(place: Place, job: str, seconds: float, reached: Callable[[Raw], bool
 
 def _why(place: Place, job: str) -> str:
     status = _status(place, job)
-    logs = place.kube.run("logs", f"-lktrdr.io/job={job}", "--tail=5")
+    try:
+        logs = place.kube.run("logs", f"-lktrdr.io/job={job}", "--tail=5")
+    except RefusedError as error:  # its pod has not started
+        logs = str(error)
     return f"{job} is {status.get('phase')}: {status.get('message')}\nlast log lines:\n{logs}"

@@ -1,9 +1,19 @@
-"""What the demo says when the cluster does not do what it hoped for."""
+"""The demo where the cluster is a person's own, or does not do what it hoped for."""
+
+import uuid
 
 import pytest
 
 from demo.claims import files_pod
-from demo.console import DemoError
+from demo.console import Console, DemoError
+from demo.place import (
+    Place,
+    is_ours,
+    make_namespace,
+    refuse_what_is_not_ours,
+    remove_namespace,
+)
+from e2e.workbench import RESOURCE, Workbench
 from kube import Kube
 
 
@@ -15,3 +25,30 @@ def test_files_pod_that_cannot_start_names_the_cause_and_is_not_left_behind(kube
         pytest.fail("a pod without an image became ready")
 
     kube.run("wait", "--for=delete", "pod/files", "--timeout=10s")
+
+
+@pytest.mark.usefixtures("bench")  # the product is installed
+def test_cluster_that_has_the_product_already_is_refused_and_left_alone(kube: Kube) -> None:
+    absent = "none-of-this-name"
+
+    with pytest.raises(DemoError, match=f"has {kube.namespace} and {RESOURCE} already"):
+        refuse_what_is_not_ours(kube, (absent, kube.namespace))
+
+    remove_namespace(Place(kube, Console(colours=False)), kube.namespace)
+    assert "deletionTimestamp" not in kube.get("namespace", kube.namespace)["metadata"]
+
+
+def test_namespace_of_our_own_is_taken_again_and_removed(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"ours-{uuid.uuid4().hex[:8]}"
+    make_namespace(bench.kube, name)
+
+    monkeypatch.delenv("KTRDR_HELM_VALUES", raising=False)
+    with pytest.raises(DemoError, match="let KTRDR_HELM_VALUES name a file"):
+        refuse_what_is_not_ours(bench.kube, (name,))
+    monkeypatch.setenv("KTRDR_HELM_VALUES", "values.yaml")
+    refuse_what_is_not_ours(bench.kube, (name,))
+    remove_namespace(bench.place, name)
+
+    assert is_ours(bench.kube, name) is None

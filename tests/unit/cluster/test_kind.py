@@ -68,6 +68,8 @@ def test_cluster_commands_never_touch_the_persons_own_kubeconfig(machine: Machin
     kind.down(machine.settings)
 
     own = f"--kubeconfig={machine.settings.state}/kubeconfig"
-    changing = [call for call in machine.calls() if call.startswith("kind ") and " load " not in call]
+    changing = [
+        call for call in machine.calls() if call.startswith("kind ") and " load " not in call
+    ]
     assert changing
     assert all(own in call for call in changing)
