@@ -47,7 +47,10 @@ uv=$(find_uv)
 say "creating .venv with $("$python" --version): everything of this project runs in it"
 # 5 GB with the CUDA build of torch, the only one on PyPI for x86-64.
 say "installing the pinned packages of .ci/constraints.txt (about 5 GB the first time, then cached)"
-[[ -x .venv/bin/python ]] || "$uv" venv --quiet --python "$python" .venv
+if [[ ! -x .venv/bin/python ]]; then
+  rm -rf .venv # one whose Python is gone is in the way
+  "$uv" venv --quiet --python "$python" .venv
+fi
 export VIRTUAL_ENV=$PWD/.venv
 # A cached index may be older than the pins: then look again before giving up.
 "$uv" pip sync --quiet --require-hashes .ci/constraints.txt 2>/dev/null ||

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from cluster import tools
@@ -49,10 +50,8 @@ def down(settings: Settings) -> None:
     if succeeds("docker", "inspect", NODE_NAME, env=env):
         succeeds("ip", "route", "del", *_route(settings), env=env)
     run("kind", "delete", "cluster", *_which(settings), env=env)
-    for name in ("cluster.json", "kubeconfig"):
-        (settings.state / name).unlink(missing_ok=True)
     if settings.state.exists():
-        settings.state.rmdir()
+        shutil.rmtree(settings.state)
 
 
 def load(settings: Settings, archive: Path) -> None:

@@ -37,7 +37,9 @@ class Record:
 def write_record(state: Path, record: Record) -> None:
     """Create the state folder with the record in it."""
     state.mkdir(parents=True, exist_ok=True)
-    (state / "cluster.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+    scratch = state / ".cluster.json"
+    scratch.write_text(json.dumps(asdict(record), indent=1) + "\n")
+    scratch.replace(state / "cluster.json")  # after a crash it is whole or not there
 
 
 def read_record(state: Path) -> Record | None:

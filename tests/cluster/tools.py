@@ -109,7 +109,8 @@ def install(settings: Settings, provider: str) -> None:
     if not missing:
         return
     go = _go(settings)
-    say(f"tools: building {len(missing)} programs into {folder} (about 9 min on 2 cores, once)")
+    long = ", about 9 min on 2 cores" if len(missing) == len(PROGRAMS["native"]) else ""
+    say(f"tools: building {len(missing)} programs into {folder} (once{long})")
     for position, name in enumerate(missing, start=1):
         began = time.monotonic()
         _build(settings, go, name, PROGRAMS[provider][name])
