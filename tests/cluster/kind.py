@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster import tools
 from cluster.record import Checkout, Record, read_record, write_record
-from cluster.settings import NAME, POD_CIDR, Settings
+from cluster.settings import NAME, POD_CIDR, ClusterError, Settings
 from cluster.shell import run, say, succeeds
 
 NODE_NAME = f"{NAME}-control-plane"
@@ -22,6 +22,11 @@ def up(settings: Settings, checkout: Checkout) -> None:
         say("cluster: already up")
     else:
         down(settings)
+        if NAME in run("kind", "get", "clusters", env=env).split():
+            raise ClusterError(
+                f'the kind cluster "{NAME}" is not one that was made here, or belongs to another '
+                f"KTRDR_CLUSTER_DIR; if nobody needs it: `kind delete cluster --name {NAME}`"
+            )
         write_record(settings.state, Record("kind", checkout))
         say(f"cluster: kind create cluster --name {NAME} (pulls its node image the first time)")
         run("kind", "create", "cluster", "--wait=120s", *_which(settings), env=env)
@@ -45,13 +50,14 @@ def _route(settings: Settings) -> tuple[str, ...]:
 
 
 def down(settings: Settings) -> None:
-    """Delete the cluster; nothing happens where there is none."""
+    """Delete the cluster that `up` made; nothing happens where there is none."""
+    if read_record(settings.state) is None:
+        return
     env = tools.environment(settings)
     if succeeds("docker", "inspect", NODE_NAME, env=env):
         succeeds("ip", "route", "del", *_route(settings), env=env)
     run("kind", "delete", "cluster", *_which(settings), env=env)
-    if settings.state.exists():
-        shutil.rmtree(settings.state)
+    shutil.rmtree(settings.state)
 
 
 def load(settings: Settings, archive: Path) -> None:

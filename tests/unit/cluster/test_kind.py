@@ -7,14 +7,14 @@ import pytest
 
 from cluster import kind, tools
 from cluster.record import Checkout
-from cluster.settings import Settings
+from cluster.settings import ClusterError, Settings
 
 PARTS = ("operator", "trainer")
 ROOT = Path(__file__).parents[3]
 CHECKOUT = Checkout(venv=str(ROOT / ".venv"), source=str(ROOT))
 FAKE = """#!/bin/sh
 echo "$(basename "$0") $*" >> {log}
-case "$*" in *IPAddress*) echo 172.18.0.2;; esac
+case "$*" in *IPAddress*) echo 172.18.0.2;; "get clusters") cat {log}.clusters;; esac
 """
 
 
@@ -35,6 +35,7 @@ def machine(tmp_path: Path) -> Machine:
     settings = Settings(tmp_path / "state", tmp_path / "cache", None, {"PATH": "/usr/bin:/bin"})
     folder, log = tools.bin_folder(settings), tmp_path / "log"
     folder.mkdir(parents=True)
+    (tmp_path / "log.clusters").touch()
     for name in ("kind", "docker", "ip", "kubectl"):
         (folder / name).write_text(FAKE.format(log=log))
         (folder / name).chmod(0o755)
@@ -63,13 +64,21 @@ def test_down_takes_back_the_route_that_up_made(machine: Machine) -> None:
     assert not machine.settings.state.exists()
 
 
+def test_cluster_of_the_same_name_that_we_did_not_make_is_never_deleted(machine: Machine) -> None:
+    machine.log.with_name("log.clusters").write_text("other\nktrdr\n")
+
+    with pytest.raises(ClusterError, match='kind cluster "ktrdr" is not one that was made here'):
+        kind.up(machine.settings, CHECKOUT)
+    kind.down(machine.settings)
+
+    assert not any("delete" in call for call in machine.calls())
+
+
 def test_cluster_commands_never_touch_the_persons_own_kubeconfig(machine: Machine) -> None:
     kind.up(machine.settings, CHECKOUT)
     kind.down(machine.settings)
 
     own = f"--kubeconfig={machine.settings.state}/kubeconfig"
-    changing = [
-        call for call in machine.calls() if call.startswith("kind ") and " load " not in call
-    ]
-    assert changing
+    changing = [call for call in machine.calls() if call.startswith(("kind create", "kind delete"))]
+    assert len(changing) == 2
     assert all(own in call for call in changing)
