@@ -51,9 +51,14 @@ class Trainer:
     path: str
     token: str
 
-    def patch(self, status: Raw, content_type: str = MERGE, *, query: str = "") -> tuple[int, str]:
-        """Send one PATCH of the status; returns the HTTP status and the server's words."""
-        body: Raw = {"status": status}
+    def patch(
+        self, status: Raw, content_type: str = MERGE, *, query: str = "", **more: Raw
+    ) -> tuple[int, str]:
+        """Send one PATCH of the status; returns the HTTP status and the server's words.
+
+        `more` goes into the body, beside the status.
+        """
+        body: Raw = {"status": status, **more}
         if content_type == APPLY:
             query = "?fieldManager=ktrdr-trainer&force=true"
             body |= {key: training_job()[key] for key in ("apiVersion", "kind")}
@@ -187,6 +192,28 @@ def test_policy_everything_else_is_forbidden(
     status = namespace.get("trainingjobs.ktrdr.io", "job")["status"]
     assert "progress" not in status
     assert status.get("phase") != "Succeeded"
+
+
+def test_policy_nothing_beside_status_can_be_changed_through_it(
+    namespace: Kube, trainer_of: Callable[..., Trainer]
+) -> None:
+    trainer, uid = trainer_of("Pod", "job-1-0"), uid_of(namespace, "job-1-0")
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "job-1-0", "uid": uid}
+    metadata: Raw = {
+        "labels": {"any": "label"},
+        "annotations": {"any": "annotation"},
+        "finalizers": ["example.com/stays"],
+        "ownerReferences": [owner],
+    }
+    before = namespace.get("trainingjobs.ktrdr.io", "job")
+
+    code, message = trainer.patch(progress(uid), metadata=metadata, spec={"cancel": True})
+
+    assert (code, message) == (HTTPStatus.OK, "")
+    after = namespace.get("trainingjobs.ktrdr.io", "job")
+    assert after["status"]["progress"]["podUID"] == uid
+    assert not metadata.keys() & after["metadata"].keys()
+    assert after["spec"] == before["spec"]
 
 
 def test_policy_another_field_cannot_be_removed(
