@@ -101,6 +101,7 @@ def _wait_ready(kube: Kube, name: str, seconds: float) -> None:
             *(c["state"].get("waiting", {}) for c in status.get("containerStatuses", [])),
             *(c for c in status.get("conditions", []) if c["status"] != "True"),
         ]
+        # What a container waits for says more than that it is not ready.
         reasons = [entry["message"] for entry in told if entry.get("message")]
         raise DemoError(
             f"pod {name} in namespace {kube.namespace} was not ready within {seconds:g} s: "

@@ -68,8 +68,13 @@ def cluster_script(*words: str | Path) -> str:
 def connect(console: Console) -> Place:
     """The tools for the cluster that is up."""
     kubeconfig = Path(cluster_script("kubeconfig"))
-    path = os.pathsep.join([cluster_script("bin"), os.environ["PATH"]])
-    kube = Kube(kubeconfig, DEMO_NAMESPACE, {**os.environ, "PATH": path})
+    programs = Path(cluster_script("bin"))
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
+        "KUBECACHEDIR": str(programs.parent / "kubectl"),  # not in the person's ~/.kube
+    }
+    kube = Kube(kubeconfig, DEMO_NAMESPACE, environment)
     try:
         kube.run("get", "--raw=/readyz", "--request-timeout=10s")
     except RefusedError as error:
@@ -128,9 +133,9 @@ def refuse_what_is_not_ours(
         found.append(RESOURCE)
     if found:
         raise DemoError(
-            f"the cluster of KTRDR_KUBECONFIG has {' and '.join(found)} already, not made by "
-            "`make cluster-up`, which would change them, and `make cluster-down` remove them: "
-            "use another cluster"
+            f"the cluster of KTRDR_KUBECONFIG has {' and '.join(found)} already, and not from "
+            "`make cluster-up`, which would change what is there, as `make cluster-down` would "
+            "remove it: use another cluster"
         )
     if not os.environ.get("KTRDR_HELM_VALUES"):
         raise DemoError(NO_IMAGES)

@@ -45,9 +45,9 @@ def bench(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     good = market_data(place.console) / "BTC_1h.csv"
     shutil.copy(good, data)
     write_folders(good, data)
-    with files_pod(
-        kube, place.trainer_image, {"/data": DATA_CLAIM, "/output": MODELS_CLAIM}
-    ) as pod:
+    claims = {"/data": DATA_CLAIM, "/output": MODELS_CLAIM}
+    # Less than pytest's own limit, so that the cluster's reason is what is told.
+    with files_pod(kube, place.trainer_image, claims, seconds=90) as pod:
         pod.load(data, "/data")
         yield Workbench(place, kube, pod)
     kube.run("delete", "namespace", kube.namespace, "--wait=false")

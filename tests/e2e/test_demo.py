@@ -19,8 +19,8 @@ from kube import Kube
 
 def test_files_pod_that_cannot_start_names_the_cause_and_is_not_left_behind(kube: Kube) -> None:
     with (
-        pytest.raises(DemoError, match=r'not ready within 5 s: .*"none\.invalid/none:1"'),
-        files_pod(kube, "none.invalid/none:1", {}, seconds=5),
+        pytest.raises(DemoError, match=r'not ready within 20 s: .*"none\.invalid/none:1"'),
+        files_pod(kube, "none.invalid/none:1", {}, seconds=20),
     ):
         pytest.fail("a pod without an image became ready")
 

@@ -52,6 +52,20 @@ def test_upgrade_replaces_the_operator_and_no_job_notices(release: Workbench) ->
     release.remove(name)
 
 
+def test_operator_with_rights_in_one_namespace_only_runs_the_jobs_there(
+    release: Workbench,
+) -> None:
+    only = f"--set=operator.watchNamespaces={{{release.kube.namespace}}}"
+    install(release.place, *QUICK, only)
+
+    bindings = json.loads(release.kube.run("get", "clusterrolebindings", "-ojson"))["items"]
+    assert DEPLOYMENT not in {binding["roleRef"]["name"] for binding in bindings}
+    name = "in-its-namespace"
+    release.start(name, strategy(epochs=1))
+    assert true_conditions(release.finished(name)) == {"Complete", "Finished"}
+    release.remove(name)
+
+
 def test_uninstall_keeps_jobs_and_a_new_install_goes_on_with_them(release: Workbench) -> None:
     keep, drop = "kept", "deleted-alone"
     for name in (keep, drop):
