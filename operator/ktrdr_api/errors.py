@@ -8,7 +8,7 @@
     |- TemporaryError       TrainerFailed    exit 75   retried: a condition that may pass
     `- CancellationError    Cancelled        exit 10   never retried: somebody asked
 
-Raised everywhere, turned into an exit code and a termination message in `ktrdr_trainer.__main__`;
+Raised everywhere, turned into an exit code and a termination message in `ktrdr_trainer.run`;
 the operator reads the code again as a condition. The cause is always chained (`raise ... from`).
 """
 

@@ -19,10 +19,8 @@ COUNT_MAX: Final = 2**53
 because the API server refuses a status with a number or a time that is none."""
 _RFC_3339: Final = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})$"
 
-ENV_POD_NAME: Final = "KTRDR_POD_NAME"
 ENV_POD_UID: Final = "KTRDR_POD_UID"
-ENV_NODE_NAME: Final = "KTRDR_NODE_NAME"
-"""The environment carries only what the pod's field references provide."""
+"""Nobody knows it before the pod exists; all else is in the request."""
 
 
 class ExitCode(IntEnum):

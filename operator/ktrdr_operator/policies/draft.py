@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.run_contract import RunResult
+from ktrdr_api.run_contract import Outcome, RunResult
 from ktrdr_api.training_job import CheckpointStatus, TrainingJobStatus, Waiting
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion, PodView, Snapshot
 
@@ -33,11 +33,15 @@ class Case:
 
     @property
     def result(self) -> RunResult | None:
-        """The last word of the current attempt, if it speaks of this very TrainingJob."""
+        """The last word of the current attempt, if it speaks of this very TrainingJob.
+
+        Or of none: a trainer that could not read its request does not know whose it was.
+        """
         end = self.pod.termination if self.pod is not None else None
-        if end is None or end.result is None or end.result.job_uid != self.job.uid:
-            return None
-        return end.result
+        result = end.result if end is not None else None
+        if result is None or result.job_uid == self.job.uid:
+            return result
+        return result if not result.job_uid and result.outcome is Outcome.FAILED else None
 
     @property
     def refusal(self) -> Waiting | None:

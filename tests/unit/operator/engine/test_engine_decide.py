@@ -657,6 +657,11 @@ def test_decide_completed_keeps_the_result_after_the_pod() -> None:
         ),
         (ended_pod(139), "killed by signal 11 (SIGSEGV)", 11),
         (ended_pod(255), "exit code 255", None),
+        (
+            ended_pod(2, message=last_word(Outcome.FAILED, jobUid="", message="no file")),
+            "no file",
+            None,
+        ),
         (ended_pod(2, message=last_word(Outcome.FAILED, message="a: b")), "a: b", None),
         (ended_pod(137, reason="OOMKilled"), "raise spec.trainer.resources.limits.memory", 9),
         (pod_raw(phase="Failed", message="Pod was rejected"), "Pod was rejected", None),

@@ -121,7 +121,8 @@ def test_resume_from_a_checkpoint_with_a_chunk_ahead_is_bit_identical(
 def test_checkpoint_is_due_every_ten_epochs(tmp_path: Path) -> None:
     got = run_training(tmp_path, loop_config(epochs=21, batch_size=100), clock=still_clock())
     assert got.checkpoint is not None
-    assert got.checkpoint.epoch in {10, 20}  # 20 unless the first write was still on its way
+    # The second is due at 20; one epoch late, or missing, while the write before is on its way.
+    assert got.checkpoint.epoch in {10, 20, 21}
     assert got.checkpoint.step == 3 * got.checkpoint.epoch
 
 
