@@ -16,7 +16,11 @@ REQUEST = RunRequest(
     output_folder="/output",
 )
 SAVED = CheckpointRef(
-    epoch=2, step=70, path="checkpoints/u-1/x.json", time="2024-05-06T07:08:09Z", digest="sha256:0"
+    epoch=2,
+    step=70,
+    path="checkpoints/u-1/x.json",
+    time="2024-05-06T07:08:09Z",
+    digest=f"sha256:{'0' * 64}",
 )
 WHERE = "in epoch 2, batch 20; checkpoint at step 70"
 
