@@ -131,7 +131,10 @@ _RULES: Final[dict[str, list[Rule]]] = {
             path=".attempt",
         ),
         _rule(
-            "self.attempt != oldSelf.attempt || self.?step.orValue(0) >= oldSelf.?step.orValue(0)",
+            # Another pod of the same attempt is that of an earlier TrainingJob of this name, whose
+            # last report came late: the server compares no UIDs. It must not bar the right one.
+            "self.attempt != oldSelf.attempt || self.podUID != oldSelf.podUID"
+            " || self.?step.orValue(0) >= oldSelf.?step.orValue(0)",
             "step must not fall within an attempt",
             path=".step",
         ),

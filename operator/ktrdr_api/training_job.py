@@ -14,6 +14,7 @@ from ktrdr_api.run_contract import CheckpointPolicy, Stage
 from ktrdr_api.strategy_sections import Symbol, Timeframe
 
 STRATEGY_MAX_BYTES: Final = strategy_sections.MAX_BYTES
+REPORT_PERIOD_MAX_SECONDS: Final = 60
 
 DnsName = Annotated[
     str,
@@ -424,6 +425,8 @@ class TrainingJobStatus(ApiModel):
     """Pod of the present or last attempt."""
     host: Annotated[str, Field(max_length=253)] | None = None
     """Node the trainer runs on."""
+    report_period_seconds: Annotated[int, Field(ge=1, le=REPORT_PERIOD_MAX_SECONDS)] | None = None
+    """Least seconds between routine reports of the trainer, while many jobs run."""
     waiting: Waiting | None = None
     """What the job is waiting for, if anything."""
     conditions: Annotated[

@@ -26,6 +26,7 @@ from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.health import Health
 from ktrdr_operator.leader import LEASE_NAME, Leader, LeaseLostError
 from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.pace import Pacer
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Reconciler
 from ktrdr_operator.resync import Resync
@@ -132,14 +133,17 @@ def build_parts(
         period_seconds=settings.resync_seconds,
         random=Random(),  # noqa: S311 - spreads load, guards nothing
     )
+    pacer = Pacer(store, queue, settings.report_writes_per_second)
     reconciler = Reconciler(cluster, store, queue, limits(settings), metrics, events, utc_now)
     table = handlers.registry(handlers.Handlers(store, queue, metrics, watch_filter), cluster)
 
     def parts(started: Callable[[], None]) -> dict[str, Coroutine[Any, Any, None]]:
+        pacer.look()  # before any worker: what an operator before this one has told stays told
         return {
             "workers": queue.run(settings.workers, health.with_canary(pulse, reconciler.work)),
             "events": events.run(),
             "resync": resync.run(),
+            "pace": pacer.run(),
             "canary": health.run_canary(queue, metrics),
             # After those above: at its end kopf ends all tasks that are younger than itself.
             "kopf": handlers.run_kopf(

@@ -55,6 +55,7 @@ def finish(job: JobView, draft: Draft, now: datetime, strays: tuple[PodDeletion,
     """Turn what a policy found into a whole plan: conditions, counters and events."""
     status = job.status.model_copy(
         update={
+            "report_period_seconds": None,  # only a trainer that runs reports
             **draft.changes,
             "observed_generation": job.generation,
             "phase": draft.phase.value,

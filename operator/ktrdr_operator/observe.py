@@ -61,7 +61,12 @@ async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
     await _fetch_owner(cluster, store, key)
     raw = store.jobs.get(key)
     job = view_job(raw, store.reports.get(raw["metadata"]["uid"])) if raw else None
-    snapshot = Snapshot(job=job, pods=_view_pods(store, key), strategy=None)
+    snapshot = Snapshot(
+        job=job,
+        pods=_view_pods(store, key),
+        strategy=None,
+        report_period_seconds=store.report_period_seconds,
+    )
     if job is None:
         return snapshot
     if await _fetch_missing_pod(cluster, store, snapshot, job):

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     resync_seconds: Annotated[float, Field(gt=0)] = 300
     """Seconds between full listings, +-20 %. They repair what a broken watch lost; 5 minutes is how
     long a loss may last, at a cost of one page of 500 objects per request."""
+    report_writes_per_second: Annotated[float, Field(gt=0)] = 300
+    """Reports that all trainers together may send; beyond it each is told to wait longer. 300 are
+    a small part of what an API server can do, and let 600 jobs report every 2 seconds."""
     leader_election: bool = False
     """Whether to work only while holding a Lease. Off: a single operator needs none."""
     lease_namespace: str = ""

@@ -111,6 +111,8 @@ class Snapshot:
     """All pods that carry the job's label, those of an earlier same-named job included."""
     strategy: StrategyText | None
     """Read only when an attempt may start now."""
+    report_period_seconds: int | None = None
+    """How long trainers should wait between reports, for all jobs; None when as they like."""
 
     def current(self) -> PodView | None:
         """Rank 0 of the attempt recorded in status, if its pod is known."""

@@ -73,6 +73,8 @@ class Store:
     """UIDs of TrainingJobs that the API server has said to be gone: none of them comes back."""
     echoes: set[str] = field(default_factory=set)
     """Versions that writes of ours have made, until the watch has brought them."""
+    report_period_seconds: int | None = None
+    """What trainers should wait between reports; see `pace`."""
     reports: dict[str, Report] = field(default_factory=dict)
     """The newest, by UID of the TrainingJob; most are of events that never reach a handler."""
 

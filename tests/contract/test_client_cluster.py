@@ -82,10 +82,11 @@ async def test_client_delete_spares_an_object_with_another_uid(client: Cluster, 
     assert not await client.delete(CONFIG_MAPS, namespace, "c", uid=uid)
 
 
-def status(job: Raw, **fields: object) -> Raw:
-    """A status to apply to a TrainingJob, in this version only."""
-    given = job["metadata"]
-    metadata = {name: given[name] for name in ("namespace", "name", "resourceVersion")}
+def status(job: Raw, *, version: str = "", **fields: object) -> Raw:
+    """A status to apply to a TrainingJob, in one version only if that is given."""
+    metadata = {name: job["metadata"][name] for name in ("namespace", "name")}
+    if version:
+        metadata["resourceVersion"] = version
     return {
         "apiVersion": TRAINING_JOBS.api_version,
         "kind": TRAINING_JOBS.kind,
@@ -108,10 +109,11 @@ async def test_client_status_apply_leaves_spec_and_metadata(client: Cluster, kub
 
 async def test_client_status_of_an_older_version_is_refused(client: Cluster, kube: Kube) -> None:
     before = kube.create(training_job(**IDLE))
-    body = status(before, phase="Pending")
-    await client.apply(TRAINING_JOBS, body, subresource="status")
+    old = before["metadata"]["resourceVersion"]
+    await client.apply(TRAINING_JOBS, status(before, phase="Pending"), subresource="status")
+    body = status(before, version=old, phase="Running")
     with pytest.raises(Conflict):
-        await client.apply(TRAINING_JOBS, {**body, "status": {}}, subresource="status")
+        await client.apply(TRAINING_JOBS, body, subresource="status")
     kube.run("delete", "trainingjobs.ktrdr.io", "job")
     with pytest.raises(NotFound):
         await client.apply(TRAINING_JOBS, body, subresource="status")

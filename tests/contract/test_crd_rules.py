@@ -196,6 +196,9 @@ def test_progress_never_goes_backwards(kube: Kube) -> None:
     kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=2, step=10), STATUS)
     # A new attempt goes on from its checkpoint, which may lie before the last report.
     kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=3, step=4), STATUS)
+    # What an earlier job's pod has said too late does not bar this job's own.
+    own = progress(attempt=3, step=1, podUID="another")
+    kube.patch("trainingjobs.ktrdr.io", "job", own, STATUS)
 
 
 def test_attempt_of_an_older_look_is_refused(kube: Kube) -> None:

@@ -66,6 +66,27 @@ def test_operator_with_rights_in_one_namespace_only_runs_the_jobs_there(
     release.remove(name)
 
 
+def test_trainers_report_less_often_where_the_limit_asks_for_it(release: Workbench) -> None:
+    install(release.place, *QUICK, "--set=operator.reportWritesPerSecond=1")
+    pair = ("paced", "paced-too")
+    for name in pair:
+        release.start(name, strategy(epochs=LONG))
+
+    for name in pair:
+        release.until(name, lambda s: s.get("reportPeriodSeconds") == len(pair))
+
+    steps = set()
+    with release.watch(pair[0], 8) as events:
+        for _, job in events:
+            steps.add(job["status"].get("progress", {}).get("step"))
+    assert 2 <= len(steps) <= 6, steps  # its epochs of milliseconds would be told twice a second
+    for name in pair:
+        release.cancel(name)
+    for name in pair:
+        assert "reportPeriodSeconds" not in release.finished(name)
+        release.remove(name)
+
+
 def test_uninstall_keeps_jobs_and_a_new_install_goes_on_with_them(release: Workbench) -> None:
     keep, drop = "kept", "deleted-alone"
     for name in (keep, drop):

@@ -1,9 +1,9 @@
 """The TrainingJob that a run belongs to, as its trainer sees it: report to it, learn from it.
 
 Every answer of the API server, to a PATCH as to a watch, is the whole object, and every one of them
-is read for the wish to cancel. Called by the reporter thread (`send`) and by a thread of its own
-(`start_watch`); what it learns goes to StopRequests. Its last knowledge decides whether a SIGTERM
-was a cancel (exit 10) or a disruption (143).
+is read for the wish to cancel and for how often to report. Called by the reporter thread (`send`)
+and by a thread of its own (`start_watch`); what it learns goes to StopRequests. Its last knowledge
+decides whether a SIGTERM was a cancel (exit 10) or a disruption (143).
 """
 
 import threading
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ktrdr_api import names
 from ktrdr_api.run_contract import JobIdentity
-from ktrdr_api.training_job import Progress
+from ktrdr_api.training_job import REPORT_PERIOD_MAX_SECONDS, Progress
 from ktrdr_trainer.backoff import backoff_seconds
 from ktrdr_trainer.kube import ApiError, Json, KubeClient
 from ktrdr_trainer.logs import LOGGER
@@ -27,7 +27,7 @@ WATCH_SILENCE_SECONDS: Final = 90.0
 
 _NOT_FOUND: Final = 404
 _ASK_THE_OBJECT: Final = frozenset({_NOT_FOUND, 409, 422})
-"""Gone; another UID, or a conflict; a step backwards. What it was, the object itself says."""
+"""Gone; a conflict; a step backwards. What it was, the object itself says."""
 
 
 class ClusterJob:
@@ -52,6 +52,13 @@ class ClusterJob:
         )
         self._object = f"{self._collection}/{quote(job.name, safe='')}"
         self._lost = threading.Event()
+        self._pause_seconds = 0.0
+        self._pause_version = -1
+
+    @property
+    def pause_seconds(self) -> float:
+        """`status.reportPeriodSeconds`: how long the operator wants trainers to wait, or 0."""
+        return self._pause_seconds
 
     def send(self, progress: Progress, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
         """Write the whole of `status.progress`; nothing once the object is another's or gone.
@@ -64,12 +71,9 @@ class ClusterJob:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
-            # The UID makes the server refuse (409) where the job was created again.
-            "metadata": {
-                "name": self._job.name,
-                "namespace": self._job.namespace,
-                "uid": self._job.uid,
-            },
+            # No UID: the server ignores it here. If the job was created again, the answer says so,
+            # and its own trainer may overwrite what was said here (see `crd_rules`).
+            "metadata": {"name": self._job.name, "namespace": self._job.namespace},
             "status": {
                 "progress": progress.model_dump(mode="json", by_alias=True, exclude_none=True)
             },
@@ -153,6 +157,7 @@ class ClusterJob:
 
     def _understand(self, body: Json) -> None:
         metadata, status = _map(body.get("metadata")), _map(body.get("status"))
+        self._take_pace(metadata, status)
         attempts = (status.get("attempt"), _map(status.get("progress")).get("attempt"))
         if metadata.get("uid") != self._job.uid:
             self._lose(StopReason.DELETED)
@@ -162,6 +167,17 @@ class ClusterJob:
             self._stops.ask(StopReason.DELETED)
         elif _map(body.get("spec")).get("cancel") is True:
             self._stops.ask(StopReason.CANCEL)
+
+    def _take_pace(self, metadata: Json, status: Json) -> None:
+        # The answer to a report may be older than what the watch has brought meanwhile. Source:
+        # versions of one object are comparable as numbers since Kubernetes 1.35 (KEP-5504).
+        version = int(metadata.get("resourceVersion") or 0)
+        if version < self._pause_version:
+            return
+        period = status.get("reportPeriodSeconds")
+        longest = REPORT_PERIOD_MAX_SECONDS
+        self._pause_seconds = min(period, longest) if isinstance(period, int) else 0.0
+        self._pause_version = version
 
     def _lose(self, reason: StopReason) -> None:
         self._lost.set()

@@ -27,6 +27,10 @@ PROGRESS_FILE: Final = "progress.json"
 class Sink(Protocol):
     """Where progress goes."""
 
+    @property
+    def pause_seconds(self) -> float:
+        """Least time between routine reports that whoever receives them wants now."""
+
     def send(self, progress: Progress, *, timeout_seconds: float) -> None:
         """Deliver.
 
@@ -37,6 +41,8 @@ class Sink(Protocol):
 
 class FileSink:
     """`progress.json` in a folder: for a person or a program on the same machine."""
+
+    pause_seconds = 0.0
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / PROGRESS_FILE
@@ -51,6 +57,8 @@ class FileSink:
 
 class NoSink:
     """Nowhere; stages and epochs still show in the log."""
+
+    pause_seconds = 0.0
 
     def send(self, progress: Progress, *, timeout_seconds: float) -> None:
         """Drop it."""
@@ -168,10 +176,17 @@ class Reporter:
         if closing or self._immediate:
             due = self._looked_at if self._immediate else self._backoff_until
         else:
-            gap = self._pace.gap_seconds if self._urgent else self._pace.period_seconds
-            due = max(self._looked_at + gap, self._backoff_until)
+            due = max(self._looked_at + self._gap(), self._backoff_until)
         due = max(due, self._hold_until)  # the server's own word counts in every case
         return min(due, self._deadline()) if closing else due
+
+    def _gap(self) -> float:
+        """Seconds from the last report to the next; a new stage does not wait for its turn."""
+        if not self._urgent:
+            return max(self._pace.period_seconds, self._sink.pause_seconds)
+        if self._sent is None or self._sent.stage != self._stage():
+            return self._pace.gap_seconds
+        return max(self._pace.gap_seconds, self._sink.pause_seconds)
 
     def _deadline(self) -> float:
         closed = self._closed_at or 0.0
@@ -182,16 +197,17 @@ class Reporter:
             return closed + self._pace.farewell_stopped_seconds
         return closed + self._pace.farewell_seconds
 
-    def _look(self) -> Progress:
-        loop, view = self._slot.latest, self._view
+    def _stage(self) -> Stage:
         if self._done:
-            stage = Stage.DONE
-        elif self._stops.by_a_person:
-            stage = Stage.CANCELLING
-        else:
-            stage = loop.stage if loop else Stage.PREPARING
-            if stage is Stage.CANCELLING:  # the loop has stopped, but nobody cancelled the job
-                stage = Stage.TRAINING
+            return Stage.DONE
+        if self._stops.by_a_person:
+            return Stage.CANCELLING
+        stage = self._slot.latest.stage if self._slot.latest else Stage.PREPARING
+        # Cancelling without a person: the loop has stopped, but nobody cancelled the job.
+        return Stage.TRAINING if stage is Stage.CANCELLING else stage
+
+    def _look(self) -> Progress:
+        stage, loop, view = self._stage(), self._slot.latest, self._view
         remaining = self._forecast.remaining_seconds(loop, self._looked_at) if loop else None
         return progress_of(
             view, loop, stage=stage, remaining_seconds=remaining, now=self._clock.now()

@@ -121,6 +121,12 @@ class FakeApiServer:
         with self._changed:
             self._replace({**self.job, "spec": {"cancel": True}}, "MODIFIED")
 
+    def set_status(self, **fields: Any) -> None:
+        """Change the operator's part of the status."""
+        with self._changed:
+            body = self.job
+            self._replace({**body, "status": {**body.get("status", {}), **fields}}, "MODIFIED")
+
     def delete(self) -> None:
         """The object goes, as once its last finalizer is gone."""
         with self._changed:
@@ -178,10 +184,10 @@ class FakeApiServer:
             return (*self._apply(job, request.body or {}), ())
 
     def _apply(self, job: Json, body: Json) -> tuple[int, Json]:
-        if body["metadata"]["uid"] != job["metadata"]["uid"]:
-            return 409, {"message": "uid mismatch"}
         old, new = job["status"].get("progress", {}), body["status"]["progress"]
-        if (new["attempt"], new["step"]) < (old.get("attempt", 0), old.get("step", 0)):
+        same_pod = new["podUID"] == old.get("podUID")
+        before = (old.get("attempt", 0), old.get("step", 0) if same_pod else 0)
+        if (new["attempt"], new["step"]) < before:
             return 422, {"message": "an older attempt may not report: attempt must not fall"}
         self._replace({**job, "status": {**job["status"], "progress": new}}, "MODIFIED")
         return 200, self.job

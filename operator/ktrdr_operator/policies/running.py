@@ -18,6 +18,7 @@ def speak(case: Case) -> Draft | None:
             "host": pod.node,
             "waiting": None,
             "retry_time": None,
+            "report_period_seconds": case.snapshot.report_period_seconds,
             "checkpoint": case.checkpoint,
         },
     )

@@ -69,6 +69,7 @@ def test_values_default_to_what_the_operator_defaults_to() -> None:
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
     assert operator["workers"] == defaults["workers"]
     assert operator["resyncSeconds"] == defaults["resync_seconds"]
+    assert operator["reportWritesPerSecond"] == defaults["report_writes_per_second"]
     assert operator["imagePullGraceSeconds"] == defaults["image_pull_grace_seconds"]
     backoff = operator["retryBackoff"]
     assert backoff["baseSeconds"] == defaults["retry_backoff_base_seconds"]

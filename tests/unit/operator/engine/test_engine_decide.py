@@ -865,3 +865,11 @@ def test_decide_retry_is_due_by_the_stored_time_not_by_memory() -> None:
     later = decide(situation, NOW + timedelta(seconds=20), LIMITS)
     assert later.start is not None
     assert later.start.attempt == 2
+
+
+def test_decide_tells_the_pace_while_the_trainer_runs_and_no_longer() -> None:
+    told = status(plan(replace(ran(running_pod()), report_period_seconds=5)))
+    assert told.report_period_seconds == 5
+    assert status(plan(ran(running_pod()))).report_period_seconds is None
+    ended = ran(ended_pod(0, message=last_word(artifact=MODEL)))
+    assert status(plan(replace(ended, report_period_seconds=5))).report_period_seconds is None

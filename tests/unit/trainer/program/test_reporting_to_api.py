@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,13 @@ def reporting(
     reporter.close(message="the end", done=True)
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def wait_until(flag: threading.Event, seconds: float = 1.0) -> bool:
     return flag.wait(seconds)
 
@@ -102,7 +109,7 @@ def test_reporter_sends_the_whole_progress_as_server_side_apply(
         "?fieldManager=ktrdr-trainer&force=true"
     )
     assert patch.body is not None
-    assert patch.body["metadata"] == {"name": "job", "namespace": "default", "uid": "u-1"}
+    assert patch.body["metadata"] == {"name": "job", "namespace": "default"}
     assert patch.body["status"].keys() == {"progress"}
 
 
@@ -163,13 +170,13 @@ def test_reporter_refused_for_now_tries_again(
     assert not stops.token.is_cancelled
 
 
-def test_reporter_of_a_recreated_job_writes_nothing_and_stops(
+def test_reporter_of_a_recreated_job_learns_it_from_the_first_answer_and_stops(
     api: FakeApiServer, stops: StopRequests
 ) -> None:
     api.create(uid="u-2")
-    with reporting(cluster_job(api, stops), stops):
-        pass
-    assert api.progress == {}
+    with reporting(cluster_job(api, stops), stops) as (_, slot):
+        slot.put(at_batch(1), urgent=True)
+    assert len(api.patches) == 1
     assert (stops.token.reason, stops.by_a_person) == ("deleted", True)
 
 
@@ -212,6 +219,27 @@ def test_cancel_seen_by_the_watch_sets_the_token_within_a_second(
         api.cancel()
         assert wait_until(seen)
     assert (stops.token.reason, stops.by_a_person) == ("cancel", True)
+
+
+def test_reporter_told_to_wait_reports_less_often_but_a_new_stage_at_once(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    job = cluster_job(api, stops)
+    with reporting(job, stops) as (_, slot), watching(job, api):
+        slot.put(at_batch(1), urgent=True)
+        api.wait_for(lambda server: server.progress.get("step") == 1)
+        api.set_status(reportPeriodSeconds=60)
+        wait_for(lambda: job.pause_seconds == 60)
+        slot.put(at_batch(2), urgent=True)
+        slot.put(at_batch(3), urgent=True)
+        wait_until(threading.Event(), 0.3)  # six periods
+        assert api.progress["step"] == 1
+        slot.put(at_batch(4, stage=Stage.EVALUATING), urgent=True)
+        api.wait_for(lambda server: server.progress["step"] == 4)
+        api.set_status(reportPeriodSeconds=None)
+        wait_for(lambda: job.pause_seconds == 0)
+        slot.put(at_batch(5, stage=Stage.EVALUATING), urgent=True)
+        api.wait_for(lambda server: server.progress["step"] == 5)
 
 
 def test_cancel_acknowledged_before_the_next_period(
