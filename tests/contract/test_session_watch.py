@@ -78,6 +78,9 @@ async def running_shell(client: Cluster, kube: Kube) -> AsyncIterator[Listening]
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    # kopf closes its watches without waiting for TLS to end, and the loop ends with the test.
+    # Source: aiohttp, "Graceful Shutdown".
+    await asyncio.sleep(0.25)
 
 
 async def report(client: Cluster, kube: Kube, step: int, **progress: object) -> Raw:
