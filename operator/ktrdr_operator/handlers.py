@@ -56,8 +56,8 @@ class Handlers:
         raw: Raw = dict(event["object"])
         gone = event["type"] == "DELETED"
         key = self.store.drop_pod(raw) if gone else self.store.put_pod(raw)
-        if key is None:
-            return
+        if key is None or (gone and key not in self.store.jobs):
+            return  # nobody is left to whom its end could matter
         if not (gone or raw.get("status", {}).get("phase") in _ENDED):
             self.queue.add(key, Lane.TELL)
             return

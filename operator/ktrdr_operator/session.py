@@ -23,7 +23,7 @@ from ktrdr_client.cluster import NO_ANSWER, PODS
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.observe import view_pod
 from ktrdr_operator.snapshot import PodView
-from ktrdr_operator.store import Raw, Store
+from ktrdr_operator.store import Raw, Store, training_job_uid
 
 _UNSTABLE_METADATA: Final = frozenset({"resourceVersion", "managedFields"})
 _TELLING_PROGRESS: Final = ("stage", "attempt", "checkpoint")
@@ -114,13 +114,17 @@ class WatchFilter:
         if kind == "DELETED":
             del self._passed[uid]
             return True
-        if self.store.is_echo(obj) or (kind == "MODIFIED" and before == now):
+        if self.store.is_echo(obj) or (kind == "MODIFIED" and self._is_no_news(obj, before, now)):
             if obj["kind"] == names.KIND:
                 self.store.note_report(obj)
             self.metrics.watch_line("dropped")
             return False
         self.metrics.watch_line("passed")
         return True
+
+    def _is_no_news(self, obj: Raw, before: object, now: object) -> bool:
+        """Nothing new, or of a pod whose TrainingJob is gone: its deletion is under way."""
+        return before == now or training_job_uid(obj["metadata"]) in self.store.dead
 
     def _learn(self, obj: Raw) -> object:
         uid = obj["metadata"]["uid"]

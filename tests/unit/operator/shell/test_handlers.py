@@ -131,6 +131,15 @@ async def test_pod_end_overtakes_when_awaited_and_a_living_pod_waits(
     assert (KEY in handlers.store.pods) == (last["type"] != "DELETED")
 
 
+async def test_pod_that_outlived_its_job_is_forgotten(
+    handlers: Handlers, queue: RecordingQueue
+) -> None:
+    await handlers.on_pod(event("ADDED", pod()))
+    await handlers.on_pod(event("DELETED", pod()))
+    assert queue.take() == [Lane.TELL]
+    assert handlers.store.pods == handlers.store.gone == {}
+
+
 async def test_pod_without_our_label_is_ignored(handlers: Handlers, queue: RecordingQueue) -> None:
     stranger = pod()
     stranger["metadata"]["labels"] = {}

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 
-from engine_builders import pod_raw, running_pod, waiting_pod
+from engine_builders import UID, pod_raw, running_pod, waiting_pod
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, Cluster, Raw
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.session import WatchFilter, essence
@@ -126,6 +126,15 @@ def test_filter_passes_of_a_pod_only_what_decisions_see(watch_filter: WatchFilte
     passed = [watch_filter.keeps(line(kind, {"kind": "Pod", **pod})) for kind, pod, _ in story]
     assert passed == [passes for *_, passes in story]
     assert watch_filter.store.reports == {}
+
+
+def test_filter_passes_of_a_pod_without_a_job_only_its_coming_and_going(
+    watch_filter: WatchFilter,
+) -> None:
+    watch_filter.store.drop_job(KEY, UID)
+    story = (("ADDED", pod_raw()), ("MODIFIED", running_pod()), ("DELETED", running_pod()))
+    passed = [watch_filter.keeps(line(kind, {"kind": "Pod", **pod})) for kind, pod in story]
+    assert passed == [True, False, True]
 
 
 def test_filter_passes_what_it_cannot_read(watch_filter: WatchFilter) -> None:
