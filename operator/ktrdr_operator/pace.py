@@ -1,7 +1,7 @@
 """Pace: how often trainers may report, so that all of them together spare the API server.
 
 One trainer's report every two seconds is nothing; a thousand of them would be most of what an API
-server does. The Pacer counts running TrainingJobs and remembers in the store how long each should
+server does. The Pacer counts TrainingJobs that run or soon will, and remembers in the store how long each should
 wait; the rule `running` puts that into `status.reportPeriodSeconds`, which trainers obey. Started
 by `__main__`.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from ktrdr_api.conditions import Phase
 from ktrdr_operator.queue import Lane, WorkQueue
-from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.store import JobKey, Raw, Store
 
 LOOK_SECONDS: Final = 5.0
 STEPS: Final = (1, 2, 5, 10, 20, 30, 60)
@@ -27,7 +27,7 @@ def report_period(running: int, writes_per_second: float, before: int | None) ->
     """Seconds that each trainer should wait between reports; None when they need no telling.
 
     Args:
-        running: TrainingJobs that report.
+        running: trainers that report.
         writes_per_second: what all of them may write together.
         before: the answer before, which is kept until there is room for more than the next step.
     """
@@ -46,7 +46,7 @@ def _step(seconds: float) -> int | None:
 
 @dataclass(frozen=True)
 class Pacer:
-    """Keeps `store.report_period_seconds` in step with the number of running TrainingJobs."""
+    """Keeps `store.report_period_seconds` in step with the number of trainers."""
 
     store: Store
     queue: WorkQueue[JobKey]
@@ -59,16 +59,19 @@ class Pacer:
             self.look()
 
     def look(self) -> None:
-        """Count once; when the pace changes, every running TrainingJob is told."""
-        running = [
-            key
-            for key, raw in self.store.jobs.items()
-            if raw.get("status", {}).get("phase") == Phase.RUNNING
-        ]
+        """Count once; when the pace changes, every TrainingJob that counts is told."""
+        counted = [key for key, raw in self.store.jobs.items() if _reports_soon(raw)]
         before = self.store.report_period_seconds
-        period = report_period(len(running), self.writes_per_second, before)
+        period = report_period(len(counted), self.writes_per_second, before)
         if period == before:
             return
         self.store.report_period_seconds = period
-        for key in running:
+        for key in counted:
             self.queue.add(key, Lane.TELL)
+
+
+def _reports_soon(job: Raw) -> bool:
+    """Whether it runs or is on its way there, so that a burst is told once, not at every step."""
+    status = job.get("status", {})
+    starting = status.get("phase", "") in ("", Phase.STARTING) and "waiting" not in status
+    return starting or status.get("phase") == Phase.RUNNING

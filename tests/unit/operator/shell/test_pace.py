@@ -40,15 +40,18 @@ def test_report_period_keeps_the_limit_and_settles(counts: list[int]) -> None:
         assert report_period(running, 300, period) == period
 
 
-def job(name: str, phase: str) -> dict[str, object]:
+def job(name: str, phase: str = "", **status: object) -> dict[str, object]:
     metadata = {"namespace": "ns", "name": name, "uid": name, "resourceVersion": "1"}
-    return {"metadata": metadata, "status": {"phase": phase}}
+    return {"metadata": metadata, "status": {"phase": phase, **status}}
 
 
-def test_pacer_tells_running_jobs_when_the_pace_changes() -> None:
+def test_pacer_tells_those_who_report_or_soon_will_when_the_pace_changes() -> None:
     store, queue = Store(), WorkQueue[JobKey](clock=lambda: 0.0)
-    for number in range(10):
+    for number in range(8):
         store.put_job(job(f"runs-{number}", "Running"))
+    store.put_job(job("new"))
+    store.put_job(job("starting", "Starting"))
+    store.put_job(job("queued", "Starting", waiting={"reason": "Unschedulable"}))
     store.put_job(job("ended", "Succeeded"))
     pacer = Pacer(store, queue, writes_per_second=3)
 
