@@ -1,9 +1,9 @@
 """Pace: how often trainers may report, so that all of them together spare the API server.
 
 One trainer's report every two seconds is nothing; a thousand of them would be most of what an API
-server does. The Pacer counts TrainingJobs that run or soon will, and remembers in the store how long each should
-wait; the rule `running` puts that into `status.reportPeriodSeconds`, which trainers obey. Started
-by `__main__`.
+server does. The Pacer counts TrainingJobs that run or soon will, and remembers in the store how
+long each should wait; the rule `running` puts that into `status.reportPeriodSeconds`, which
+trainers obey. Started by `__main__`.
 """
 
 import asyncio
