@@ -108,29 +108,32 @@ class WatchFilter:
         kind, obj = event["type"], event["object"]
         if kind not in ("ADDED", "MODIFIED", "DELETED"):
             return True  # a bookmark, or an error
-        uid = obj["metadata"]["uid"]
-        before = self._passed.get(uid)
-        now = self._learn(obj)
         if kind == "DELETED":
-            del self._passed[uid]
+            uid = obj["metadata"]["uid"]
+            self.received[uid] = self.clock()
+            self._passed.pop(uid, None)
             return True
-        if self.store.is_echo(obj) or (kind == "MODIFIED" and self._is_no_news(obj, before, now)):
-            if obj["kind"] == names.KIND:
-                self.store.note_report(obj)
-            self.metrics.watch_line("dropped")
-            return False
-        self.metrics.watch_line("passed")
-        return True
+        is_new = self._learn(obj)
+        is_job = obj["kind"] == names.KIND
+        is_moot = self.store.is_echo(obj) if is_job else self._has_outlived_its_job(obj)
+        if kind == "ADDED" or (is_new and not is_moot):
+            self.metrics.watch_line("passed")
+            return True
+        if is_job:
+            self.store.note_report(obj)  # not before: what passes is known when it is handled
+        self.metrics.watch_line("dropped")
+        return False
 
-    def _is_no_news(self, obj: Raw, before: object, now: object) -> bool:
-        """Nothing new, or of a pod whose TrainingJob is gone: its deletion is under way."""
-        return before == now or training_job_uid(obj["metadata"]) in self.store.dead
+    def _has_outlived_its_job(self, pod: Raw) -> bool:
+        """Whether its deletion is under way anyway."""
+        return training_job_uid(pod["metadata"]) in self.store.dead
 
-    def _learn(self, obj: Raw) -> object:
+    def _learn(self, obj: Raw) -> bool:
+        """Remember what passed last; whether this is something new."""
         uid = obj["metadata"]["uid"]
         self.received[uid] = self.clock()
-        self._passed[uid] = essence(obj)
-        return self._passed[uid]
+        before, self._passed[uid] = self._passed.get(uid), essence(obj)
+        return before != self._passed[uid]
 
     def forget_all_but(self, uids: Collection[str]) -> None:
         """Forget objects that are gone; one forgotten too early merely passes once more."""
