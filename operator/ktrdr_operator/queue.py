@@ -38,7 +38,7 @@ class Lane(IntEnum):
 
 @dataclass
 class WorkQueue(Generic[K]):
-    """A set of dirty keys with an urgent lane, delayed keys and per-key backoff.
+    """A set of dirty keys in lanes, with delayed keys and per-key backoff.
 
     Repeatable: adding a key that is already waiting changes at most its lane or its time. A key
     added while it is being worked on is worked on once more afterwards.
