@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ktrdr_api import names
 from ktrdr_api.run_contract import JobIdentity
-from ktrdr_api.training_job import REPORT_PERIOD_MAX_SECONDS, Progress
+from ktrdr_api.training_job import Progress
 from ktrdr_trainer.backoff import backoff_seconds
 from ktrdr_trainer.kube import ApiError, Json, KubeClient
 from ktrdr_trainer.logs import LOGGER
@@ -158,12 +158,13 @@ class ClusterJob:
     def _understand(self, body: Json) -> None:
         metadata, status = _map(body.get("metadata")), _map(body.get("status"))
         self._take_pace(metadata, status)
+        # status.attempt is absent or 0 until the operator has seen the pod of attempt 1.
         attempts = (status.get("attempt"), _map(status.get("progress")).get("attempt"))
         if metadata.get("uid") != self._job.uid:
             self._lose(StopReason.DELETED)
         elif any(isinstance(number, int) and number > self._attempt for number in attempts):
             self._lose(StopReason.SUPERSEDED)
-        elif metadata.get("deletionTimestamp"):
+        elif metadata.get("deletionTimestamp"):  # a finalizer keeps it: foreground, orphan
             self._stops.ask(StopReason.DELETED)
         elif _map(body.get("spec")).get("cancel") is True:
             self._stops.ask(StopReason.CANCEL)
@@ -174,9 +175,8 @@ class ClusterJob:
         version = int(metadata.get("resourceVersion") or 0)
         if version < self._pause_version:
             return
-        period = status.get("reportPeriodSeconds")
-        longest = REPORT_PERIOD_MAX_SECONDS
-        self._pause_seconds = min(period, longest) if isinstance(period, int) else 0.0
+        period = status.get("reportPeriodSeconds")  # bounded by the CRD
+        self._pause_seconds = float(period) if isinstance(period, int) else 0.0
         self._pause_version = version
 
     def _lose(self, reason: StopReason) -> None:

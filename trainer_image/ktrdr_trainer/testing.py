@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 from ktrdr_api import names
@@ -24,6 +24,8 @@ from ktrdr_trainer.runtime import ApiAccess
 
 Json = dict[str, Any]
 Headers = tuple[tuple[str, str], ...]
+DELETION_FINALIZERS: Final = {"foreground": "foregroundDeletion", "orphan": "orphan"}
+"""Finalizer that the API server adds for a propagation policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,18 @@ class FakeApiServer:
             body = self.job
             self._replace({**body, "status": {**body.get("status", {}), **fields}}, "MODIFIED")
 
+    def begin_deletion(self, cascade: Literal["foreground", "orphan"]) -> None:
+        """What `kubectl delete --cascade=...` does first: a finalizer keeps the object."""
+        with self._changed:
+            body = self.job
+            deletion = {
+                "deletionTimestamp": "2026-01-02T03:04:05Z",
+                "finalizers": [DELETION_FINALIZERS[cascade]],
+            }
+            self._replace({**body, "metadata": {**body["metadata"], **deletion}}, "MODIFIED")
+
     def delete(self) -> None:
-        """The object goes, as once its last finalizer is gone."""
+        """Remove the object, as after its last finalizer."""
         with self._changed:
             body, self._job = self.job, None
             self._version += 1
