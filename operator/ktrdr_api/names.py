@@ -42,7 +42,7 @@ TRAINER_UID: Final = 10001
 TRAINER_COMMAND: Final = ("python", "-m", "ktrdr_trainer")
 
 TRAINER_ACCOUNT: Final = "ktrdr-trainer"
-"""ServiceAccount of all trainers of a namespace, its RoleBinding, and the role that it is bound to."""
+"""ServiceAccount of all trainers of a namespace, its RoleBinding, and the role it is bound to."""
 
 REQUEST_ANNOTATION: Final = f"{GROUP}/run-request"
 """Annotation of a pod that holds the RunRequest."""

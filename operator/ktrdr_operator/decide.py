@@ -139,7 +139,7 @@ def _finish_time(job: JobView) -> datetime:
 
 
 def _orphaned_pods(snapshot: Snapshot, *, keep_own: bool) -> tuple[PodDeletion, ...]:
-    """Pods whose TrainingJob does not exist, is being deleted, or is an earlier one of this name."""
+    """Pods whose TrainingJob is deleted, is being deleted, or is an earlier one of this name."""
     own = snapshot.job.uid if snapshot.job is not None and keep_own else None
     return tuple(
         deletion
@@ -200,6 +200,8 @@ def _minimal_status(status: TrainingJobStatus, why: str) -> TrainingJobStatus:
     words = f"The API server refused part of this status: {why}"
     plain = words.encode("ascii", errors="replace").decode()[:1024]
     failure, result, receipt = status.failure, status.result, status.cancellation
+    if result is not None:
+        result = result.model_copy(update={"metrics": (), "artifact": None})
     return status.model_copy(
         update={
             "message": plain,
@@ -212,7 +214,7 @@ def _minimal_status(status: TrainingJobStatus, why: str) -> TrainingJobStatus:
             "warnings": (),
             "checkpoint": None,
             "failure": failure.model_copy(update={"message": plain}) if failure else None,
-            "result": result.model_copy(update={"metrics": (), "artifact": None}) if result else None,
+            "result": result,
             "cancellation": receipt.model_copy(update={"checkpoint": None}) if receipt else None,
         }
     )

@@ -159,9 +159,7 @@ def pod(job: JobView, start: AttemptStart, defaults: PodDefaults, *, rank: int =
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": present}
 
 
-def _pod_metadata(
-    job: JobView, start: AttemptStart, defaults: PodDefaults, rank: int
-) -> Manifest:
+def _pod_metadata(job: JobView, start: AttemptStart, defaults: PodDefaults, rank: int) -> Manifest:
     """Ours last: neither the chart nor a user can change what the operator selects by."""
     metadata = _metadata(job, names.pod_name(job.name, start.attempt, rank))
     request = run_request(job, start).model_dump_json(by_alias=True, exclude_none=True)

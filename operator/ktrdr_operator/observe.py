@@ -23,8 +23,8 @@ from ktrdr_operator.views import view_job
 EVENTS_AFTER_SECONDS: Final = 5.0
 """Age from which the Events of a pod are read: most pods have started by then."""
 FRESH_SECONDS: Final = 5.0
-"""A first attempt has no record that would refuse a start decided on an old state, so a job that was
-received longer ago is read again before its first pod is created."""
+"""A first attempt has no record that would refuse a start decided on an old state, so a job that
+was received longer ago is read again before its first pod is created."""
 
 
 def is_finished(status: TrainingJobStatus) -> bool:
@@ -88,7 +88,7 @@ class Observer:
         return view_job(raw) if raw is not None else None
 
     async def _fetch_job_if_needed(self, key: JobKey) -> None:
-        """Read the job where the store has not kept it, or has pods of an owner it does not know."""
+        """Read the job where the store has not kept it, or knows pods of another owner."""
         known = self.store.jobs.get(key)
         if known is not None and not known.body:
             await self._fetch_job(key)
@@ -129,9 +129,7 @@ class Observer:
             return snapshot
         words = await self.pod_events.wait_reason(job.namespace, pod)
         explained = replace(pod, wait_reason=words)
-        return replace(
-            snapshot, pods=tuple(explained if p is pod else p for p in snapshot.pods)
-        )
+        return replace(snapshot, pods=tuple(explained if p is pod else p for p in snapshot.pods))
 
     def _is_stale_first_start(self, key: JobKey, job: JobView) -> bool:
         if job.status.attempt or job.status.observed_generation >= 0:

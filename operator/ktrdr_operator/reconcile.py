@@ -6,11 +6,11 @@ finds, never on the event that added the key, so any event may be lost, repeated
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
-from ktrdr_api.conditions import ConditionType, Phase, Reason
+from ktrdr_api.conditions import ConditionType, Phase
 from ktrdr_api.training_job import TrainingJobStatus
 from ktrdr_client.cluster import (
     TRAINING_JOBS,
@@ -53,6 +53,15 @@ SHOWN_AFTER_FAILURES: Final = 4
 retries come within a second."""
 
 
+class Clocks(NamedTuple):
+    """Where times come from."""
+
+    now: Callable[[], datetime]
+    """Wall clock, UTC; stamps status."""
+    monotonic: Callable[[], float]
+    """Seconds, for durations."""
+
+
 class Reconciler:
     """Brings TrainingJobs, one key at a time, to where their specs want them."""
 
@@ -66,8 +75,7 @@ class Reconciler:
         defaults: PodDefaults,
         metrics: Metrics,
         events: EventRecorder,
-        now: Callable[[], datetime],
-        clock: Callable[[], float],
+        clocks: Clocks,
     ) -> None:
         """Wire the parts together.
 
@@ -79,24 +87,23 @@ class Reconciler:
             defaults: Settings of all trainer pods.
             metrics: Counters.
             events: Posts Kubernetes Events.
-            now: The wall clock that stamps status.
-            clock: Monotonic seconds, for durations.
+            clocks: Wall clock and durations.
         """
         self.store, self.queue, self.cluster = store, queue, cluster
         self.limits, self.metrics, self.events = limits, metrics, events
-        self.now, self.clock = now, clock
+        self.now, self.clock = clocks
         self.notes = Notes()
         self.pods = ClusterPods(cluster, defaults)
         self.observer = Observer(
             cluster,
             store,
             self.notes,
-            StrategyReader(cluster, clock),
-            PodEventReader(cluster, clock),
-            now,
-            clock,
+            StrategyReader(cluster, self.clock),
+            PodEventReader(cluster, self.clock),
+            self.now,
+            self.clock,
         )
-        self.applier = Applier(cluster, store, self.notes, self.pods, clock)
+        self.applier = Applier(cluster, store, self.notes, self.pods, self.clock)
 
     async def work(self, key: JobKey, waited_seconds: float) -> None:
         """Reconcile one key; errors become conditions, logs and a backoff, never an exception."""
@@ -128,8 +135,10 @@ class Reconciler:
             self.queue.add_after(key, plan.requeue_seconds)
 
     async def _apply(self, key: JobKey, snapshot: Snapshot, plan: Plan) -> Plan:
-        """Carry out the plan; a status that the server calls invalid is decided again without
-        foreign parts, so that one bad value cannot hold the job.
+        """Carry out the plan.
+
+        A status that the server calls invalid is decided again without foreign parts, so that one
+        bad value cannot hold the job.
         """
         job = snapshot.job
         try:
@@ -168,11 +177,8 @@ class Reconciler:
             observed = await self.observer.observe(key)
             if observed.job is None:
                 return Plan()
-            failed = decide(
-                replace(observed, create_failure=failure), self.now(), self.limits
-            )
-            failed = await self._apply(key, observed, failed)
-            return failed
+            failed = replace(observed, create_failure=failure)
+            return await self._apply(key, failed, decide(failed, self.now(), self.limits))
         self._count_attempt(job, start.attempt)
         return plan
 
@@ -261,9 +267,7 @@ class Reconciler:
         )
 
 
-def _where(
-    key: JobKey, job: JobView, status: TrainingJobStatus | None = None
-) -> dict[str, object]:
+def _where(key: JobKey, job: JobView, status: TrainingJobStatus | None = None) -> dict[str, object]:
     """Fields by which a log line is found."""
     attempt = (status or job.status).attempt
     return {"namespace": key.namespace, "job": key.name, "uid": job.uid, "attempt": attempt}

@@ -52,7 +52,9 @@ class StrategyReader:
             return StrategyText(text=source.inline)
         ref = source.config_map_key_ref
         if ref is None:
-            return StrategyText(problem="spec.strategy names no source; set inline or configMapKeyRef")
+            return StrategyText(
+                problem="spec.strategy names no source; set inline or configMapKeyRef"
+            )
         if (resolved := await self._read_resolved(job)) is not None:
             return StrategyText(text=resolved, is_stored=True)
         return await self._read_reference(job, ref, first_seen)

@@ -87,7 +87,7 @@ def _spec(raw: Raw) -> tuple[TrainingJobSpec, str]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(("spec", *(str(part) for part in first["loc"])))
-        readable = {"cancel": raw.get("cancel") is True}
+        readable: Raw = {"cancel": raw.get("cancel") is True}
         ttl = raw.get("ttlSecondsAfterFinished")
         if isinstance(ttl, int) and ttl >= 0:
             readable["ttlSecondsAfterFinished"] = ttl

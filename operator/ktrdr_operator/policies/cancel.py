@@ -53,7 +53,7 @@ def _stopping(
 ) -> PolicyResult:
     grace = timedelta(seconds=policy_input.job.spec.cancellation.grace_period_seconds)
     deadline = end_of_second(receipt.requested_time) + grace if grace else policy_input.now
-    is_listening = any(pod.started is not None for pod in pods)
+    is_listening = any(pod.started is not None and not pod.deleting for pod in pods)
     wait = policy_input.seconds_until(deadline) if is_listening else 0.0
     return PolicyResult(
         phase=Phase.CANCELLING,

@@ -49,7 +49,9 @@ def retry_seconds(policy_input: PolicyInput, reason: str) -> float:
 def _waiting(policy_input: PolicyInput, reason: Reason, message: str) -> PolicyResult:
     seconds = retry_seconds(policy_input, reason)
     due = format_timestamp(policy_input.now + timedelta(seconds=seconds))
-    waiting = policy_input.waiting(reason, f"{message}; tried again at waiting.retryTime", retry_time=due)
+    waiting = policy_input.waiting(
+        reason, f"{message}; tried again at waiting.retryTime", retry_time=due
+    )
     attempt = max(policy_input.status.attempt, 1)
     return PolicyResult(
         phase=Phase.PENDING,

@@ -46,7 +46,11 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
         return _completed(policy_input, result)
     if (cause := _disruption(pod)) is not None:
         return disrupted(policy_input, cause)
-    failure = _failure(policy_input, pod, result)
+    return _judge(policy_input, _failure(policy_input, pod))
+
+
+def _judge(policy_input: PolicyInput, failure: Failure) -> PolicyResult:
+    """Fail for good, or retry."""
     if failure.reason == Reason.OOM_KILLED or failure.exit_code in _FINAL_EXIT_CODES:
         return _failed(policy_input, Reason(failure.reason), failure)
     if policy_input.job.unreadable:
@@ -94,7 +98,7 @@ def _has_new_checkpoint(policy_input: PolicyInput) -> bool:
 
 def _backoff_seconds(policy_input: PolicyInput, doublings: int) -> float:
     limits = policy_input.limits
-    delay = limits.retry_base_seconds * 2 ** min(doublings, _MAX_DOUBLINGS)
+    delay = limits.retry_base_seconds * float(2 ** min(doublings, _MAX_DOUBLINGS))
     return min(limits.retry_cap_seconds, delay)
 
 
@@ -196,7 +200,7 @@ def _retry(policy_input: PolicyInput, failure: Failure) -> PolicyResult:
     )
 
 
-def _failure(policy_input: PolicyInput, pod: PodView, result: RunResult | None) -> Failure:
+def _failure(policy_input: PolicyInput, pod: PodView) -> Failure:
     end = pod.termination
     if end is None:
         words = pod.message or "without a word of its container"
@@ -204,7 +208,7 @@ def _failure(policy_input: PolicyInput, pod: PodView, result: RunResult | None) 
         return Failure(attempt=pod.attempt, reason=Reason.TRAINER_FAILED, message=message)
     number = end.exit_code - _SIGNAL_BASE
     killed = number if number in _SIGNALS else None
-    reason, message = _cause(policy_input, pod, end, result, killed)
+    reason, message = _cause(policy_input, pod, end, killed)
     return Failure(
         attempt=pod.attempt,
         rank=pod.rank,
@@ -219,9 +223,9 @@ def _cause(
     policy_input: PolicyInput,
     pod: PodView,
     end: Termination,
-    result: RunResult | None,
     killed: int | None,
 ) -> tuple[Reason, str]:
+    result = policy_input.result
     see = f"; see kubectl logs {pod.name}"
     if end.reason == Reason.OOM_KILLED:
         return Reason.OOM_KILLED, _oom_message(policy_input)

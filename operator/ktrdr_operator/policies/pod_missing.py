@@ -15,6 +15,4 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
     if not policy_input.has_run:
         return None
     name = names.pod_name(policy_input.job.name, policy_input.attempt)
-    return disrupted(
-        policy_input, f'Pod "{name}" no longer exists (deleted, or its node was lost)'
-    )
+    return disrupted(policy_input, f'Pod "{name}" no longer exists (deleted, or its node was lost)')

@@ -30,7 +30,7 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
     if left is not None and left <= 0:
         reason, message, left = Reason.NOT_REPORTING, _silent_message(pod, limit), None
     if pod.unlabelled:
-        message += f'; the pod has lost its label {names.LABEL_JOB}, so its end is noticed late'
+        message += f"; the pod has lost its label {names.LABEL_JOB}, so its end is noticed late"
         left = UNLABELLED_SECONDS
     return PolicyResult(
         phase=Phase.RUNNING,
@@ -41,9 +41,7 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
     )
 
 
-def _terminating(
-    policy_input: PolicyInput, pod: PodView, changes: dict[str, Any]
-) -> PolicyResult:
+def _terminating(policy_input: PolicyInput, pod: PodView, changes: dict[str, Any]) -> PolicyResult:
     """The phase stays Running: a process that may write keeps the job's place."""
     message = terminating_message(policy_input, pod)
     wait = policy_input.seconds_until(pod.deletion_time) if pod.deletion_time else 0.0

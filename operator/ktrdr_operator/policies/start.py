@@ -24,26 +24,34 @@ from ktrdr_operator.snapshot import AttemptStart, PodView, StrategyText
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult:
     """Decide always: the last policy."""
-    status = policy_input.status
-    if policy_input.is_waiting_for_retry and status.retry_time is not None:
-        seconds = policy_input.seconds_until(parse_timestamp(status.retry_time))
-        if seconds > 0:
-            return _as_before(policy_input, Phase.RETRYING, seconds)
+    waiting = _wait_for_time(policy_input) or _wait_for_pods(policy_input)
+    if waiting is not None:
+        return waiting
     if policy_input.job.unreadable:
         return _unreadable(policy_input)
+    strategy = policy_input.snapshot.strategy
+    if strategy is None or strategy.problem:
+        return _strategy_missing(policy_input, strategy or StrategyText(problem="not read"))
+    return _start(policy_input, strategy, policy_input.create_failure)
+
+
+def _wait_for_time(policy_input: PolicyInput) -> PolicyResult | None:
+    """Between two attempts, and between two tries to create one."""
+    failed, phase, due = policy_input.create_failure, Phase.PENDING, None
+    if failed is not None:
+        due = failed.retry_time
+    elif policy_input.is_waiting_for_retry:
+        phase, due = Phase.RETRYING, policy_input.status.retry_time
+    seconds = policy_input.seconds_until(parse_timestamp(due)) if due else 0.0
+    return _as_before(policy_input, phase, seconds) if seconds > 0 else None
+
+
+def _wait_for_pods(policy_input: PolicyInput) -> PolicyResult | None:
     if unfinished := policy_input.unfinished_pods():
         return _previous_pod(policy_input, unfinished[0])
     if leftover := policy_input.pods_of_deleted_job():
         return _pod_of_deleted_job(policy_input, leftover[0])
-    failed = policy_input.create_failure
-    if failed is not None and failed.retry_time is not None:
-        seconds = policy_input.seconds_until(parse_timestamp(failed.retry_time))
-        if seconds > 0:
-            return _as_before(policy_input, Phase.PENDING, seconds)
-    strategy = policy_input.snapshot.strategy
-    if strategy is None or strategy.problem:
-        return _strategy_missing(policy_input, strategy or StrategyText(problem="not read"))
-    return _start(policy_input, strategy, failed)
+    return None
 
 
 def _start(
@@ -72,9 +80,7 @@ def _start(
     )
 
 
-def _start_again(
-    policy_input: PolicyInput, start: AttemptStart, failed: Waiting
-) -> PolicyResult:
+def _start_again(policy_input: PolicyInput, start: AttemptStart, failed: Waiting) -> PolicyResult:
     """The words stay until the pod is known, and the next try is on record before this one.
 
     So a try costs this write and one create, and an operator that is behind makes none.

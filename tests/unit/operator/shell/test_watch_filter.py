@@ -120,8 +120,8 @@ def test_filter_passes_of_a_pod_only_what_decisions_see(watch_filter: WatchFilte
         ("MODIFIED", waiting_pod("ErrImagePull", "no such image"), True),
         ("MODIFIED", running_pod(), True),
         ("MODIFIED", running_pod(podIPs=[{"ip": "10.0.0.1"}]), False),
-        ("MODIFIED", running_pod(deleting=True), True),
-        ("DELETED", running_pod(deleting=True), True),
+        ("MODIFIED", running_pod(deleting=20), True),
+        ("DELETED", running_pod(deleting=20), True),
     )
     passed = [
         watch_filter.should_forward(line(kind, {"kind": "Pod", **pod})) for kind, pod, _ in story
