@@ -2,12 +2,13 @@
 
 A strategy is resolved once per job. One that does not fit into the pod is stored in a ConfigMap of
 the job, and later attempts take it from there: editing the user's ConfigMap does not change a
-running job. A missing one is read once per ConfigMap and minute, however many jobs wait for it.
+running job. A missing one is read less and less often, in the end once per minute, however many
+jobs wait for it: ConfigMaps are not watched (there are too many).
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ktrdr_api import names
@@ -16,7 +17,8 @@ from ktrdr_client.cluster import CONFIG_MAPS, ClusterApi
 from ktrdr_operator.snapshot import JobView, StrategyText
 from ktrdr_operator.views import Raw, sanitize, training_job_uid
 
-REREAD_SECONDS: Final = 60.0
+REREAD_MIN_SECONDS: Final = 5.0
+REREAD_MAX_SECONDS: Final = 60.0
 MAX_REMEMBERED: Final = 1000
 
 
@@ -24,6 +26,8 @@ MAX_REMEMBERED: Final = 1000
 class _Missing:
     problem: str
     read_at: float
+    pause_seconds: float
+    """Until the next read; doubled each time."""
 
 
 @dataclass
@@ -75,16 +79,20 @@ class StrategyReader:
         key, now = (job.namespace, ref.name, ref.key), self.clock()
         known = self._missing.get(key)
         if known is not None and known.read_at >= first_seen:
-            left = known.read_at + REREAD_SECONDS - now
+            left = known.read_at + known.pause_seconds - now
             if left > 0:
                 return StrategyText(problem=known.problem, retry_seconds=left)
         found = _find(job, ref, await self.cluster.get(CONFIG_MAPS, job.namespace, ref.name))
         self._missing.pop(key, None)
-        if found.problem:
-            self._missing[key] = _Missing(found.problem, now)
-            if len(self._missing) > MAX_REMEMBERED:
-                self._missing.popitem(last=False)
-        return found
+        if not found.problem:
+            return found
+        pause = REREAD_MIN_SECONDS
+        if known is not None:
+            pause = min(2 * known.pause_seconds, REREAD_MAX_SECONDS)
+        self._missing[key] = _Missing(found.problem, now, pause)
+        if len(self._missing) > MAX_REMEMBERED:
+            self._missing.popitem(last=False)
+        return replace(found, retry_seconds=pause)
 
 
 def _find(job: JobView, ref: ConfigMapKeyRef, config_map: Raw | None) -> StrategyText:
