@@ -68,7 +68,7 @@ class Reconciler:
         try:
             await self._reconcile(key)
         except Exception as error:  # one poisonous object must not end a worker
-            delay = self.queue.retry(key)
+            delay = self.queue.add_rate_limited(key)
             self.metrics.reconcile(monotonic() - began, "error")
             self._log_failure(key, error, delay)
             return
