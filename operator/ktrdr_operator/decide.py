@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from ktrdr_api import names
 from ktrdr_api.conditions import CONDITIONS_OF_PHASE, ConditionType, Phase, Reason
-from ktrdr_api.training_job import Condition, Display, Progress, TrainingJobStatus
+from ktrdr_api.training_job import AttemptState, Condition, Display, Progress, TrainingJobStatus
 from ktrdr_operator.policies import POLICIES
 from ktrdr_operator.policies.interface import (
     PolicyInput,
@@ -223,7 +223,8 @@ def _minimal_status(status: TrainingJobStatus, why: str) -> TrainingJobStatus:
 def _conditions(job: JobView, result: PolicyResult, now: datetime) -> tuple[Condition, ...]:
     before = {c.type: c for c in job.status.conditions}
     true = CONDITIONS_OF_PHASE[result.phase]
-    if result.phase is Phase.CANCELLING and is_true(job.status, C.RUNNING):
+    is_running = result.changes.get("attempt_state") is AttemptState.RUNNING
+    if result.phase is Phase.CANCELLING and (is_running or is_true(job.status, C.RUNNING)):
         true |= {C.RUNNING}  # until the process has ended
     # Programs wait for "Retrying", whatever the cause; `status.reason` has the cause.
     reason = Reason.RETRYING if result.phase is Phase.RETRYING else result.reason

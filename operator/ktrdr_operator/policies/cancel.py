@@ -10,6 +10,7 @@ from typing import Any
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.run_contract import Outcome, Stage
 from ktrdr_api.training_job import CancellationReceipt
+from ktrdr_operator.policies import interface
 from ktrdr_operator.policies.interface import (
     PolicyInput,
     PolicyResult,
@@ -59,10 +60,20 @@ def _stopping(
         phase=Phase.CANCELLING,
         reason=Reason.CANCELLING,
         message=_stopping_message(policy_input, pods, format_timestamp(deadline) if wait else ""),
-        changes={"cancellation": receipt, "waiting": None},
+        changes={**_attempt(policy_input), "cancellation": receipt, "waiting": None},
         deletions=() if wait else tuple(d for pod in pods for d in deletion_of(pod)),
         requeue_seconds=wait or _seconds_until_overdue(policy_input, pods),
     )
+
+
+def _attempt(policy_input: PolicyInput) -> dict[str, Any]:
+    """Record the current attempt: its pod is about to disappear."""
+    pod = policy_input.pod
+    if pod is None or pod.ended:
+        return {}
+    if pod.started is not None:
+        return interface.running(policy_input, pod)
+    return interface.pending(policy_input, pod.attempt)
 
 
 def _stopping_message(policy_input: PolicyInput, pods: tuple[PodView, ...], deadline: str) -> str:

@@ -1,5 +1,6 @@
 import json
 import logging
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -29,7 +30,6 @@ from ktrdr_client.cluster import (
     Unreachable,
 )
 from ktrdr_client.testing import Request
-from ktrdr_operator.store import Store
 
 CANCEL_AT = {"cancelled while running": 4, "cancelled while pending": 1, "cancelled in backoff": 6}
 STORIES: dict[str, tuple[dict[int, str], Raw]] = {
@@ -40,7 +40,7 @@ STORIES: dict[str, tuple[dict[int, str], Raw]] = {
     "fails too often": ({1: "fail", 2: "fail"}, {"backoffLimit": 1}),
     "rejected by the kubelet": ({1: "reject", 2: "reject"}, {"backoffLimit": 0}),
     "disrupted without a checkpoint": ({1: "disrupt", 2: "disrupt"}, {"backoffLimit": 0}),
-    "disrupted too often": ({n: "disrupt" for n in (1, 2, 3)}, {"disruptionLimit": 2}),
+    "disrupted too often": (dict.fromkeys((1, 2, 3), "disrupt"), {"disruptionLimit": 2}),
     "has a bad strategy": ({1: "bad"}, {}),
     "runs out of memory": ({1: "oom"}, {}),
     "cancelled at creation": ({}, {"cancel": True}),
@@ -171,7 +171,7 @@ async def test_reconcile_starts_each_later_attempt_after_it_is_on_record(story: 
     pods = [n for n, request in enumerate(requests) if (request.kind, request.method) == POD]
     assert len(pods) == world.status()["attempt"]
     record = Request("apply", names.KIND, JOB, "status")
-    for previous, number in zip(pods, pods[1:], strict=False):
+    for previous, number in pairwise(pods):
         assert record in requests[previous:number]
     kinds = [request.kind for request in requests[: pods[0]] if request.method == "create"]
     assert sorted(kinds) == ["RoleBinding", "ServiceAccount"]
@@ -461,22 +461,3 @@ async def test_reconcile_unreadable_progress_is_ignored() -> None:
     await operator.work()
     await live(world, operator)
     assert world.end()[:2] == ("Succeeded", "Completed")
-
-
-def test_store_does_not_raise_the_dead_nor_take_back_news() -> None:
-    store = Store()
-    old, new = pod_raw(), pod_raw(phase="Running")
-    old["metadata"]["resourceVersion"], new["metadata"]["resourceVersion"] = "9", "10"
-    store.put_pod(new)
-    store.put_pod(old)
-    assert store.pods[KEY]["fx-1-0"] is new
-    world = World()
-    world.submit()
-    job = world.job()
-    store.put_job(job)
-    store.drop_pod(new)
-    store.put_pod(new)
-    assert KEY not in store.pods
-    store.drop_job(KEY, job["metadata"]["uid"])
-    store.put_job(job)
-    assert KEY not in store.jobs
