@@ -110,7 +110,7 @@ class ClusterJob:
                 hold = error.retry_after_seconds or 0.0
                 if failures == 1:
                     LOGGER.warning(
-                        "The TrainingJob cannot be watched, will try again; training goes on: %s",
+                        "Watch of the TrainingJob failed, retrying; training continues: %s",
                         error,
                     )
             self._lost.wait(max(hold, backoff_seconds(failures)))
