@@ -188,7 +188,7 @@ def test_reporter_told_retry_after_sends_nothing_before(
     assert api.progress["step"] == 1
 
 
-@pytest.mark.parametrize("status", [403, 500, 503])
+@pytest.mark.parametrize("status", [403, 404, 409, 422, 500, 503])
 def test_reporter_refused_for_now_tries_again(
     api: FakeApiServer, stops: StopRequests, status: int
 ) -> None:
@@ -213,6 +213,21 @@ def test_reporter_of_a_job_that_is_gone_stops(api: FakeApiServer, stops: StopReq
     with reporting(cluster_job(api, stops), stops):
         pass
     assert stops.token.reason == "deleted"
+
+
+def test_reporter_and_watch_while_the_crd_is_not_served_retry_and_do_not_stop(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.is_served = False
+    job = cluster_job(api, stops)
+    job.start_watch()
+    with reporting(job, stops):
+        api.wait_for(lambda server: len(server.patches) >= 2)
+        api.wait_for(lambda server: len(tries(server)) >= 2)
+        api.is_served = True
+        api.wait_for(lambda server: bool(server.progress))
+        assert not stops.token.is_cancelled
+    job.stop_watch()
 
 
 def test_reporter_of_an_older_attempt_is_superseded_and_writes_no_more(
