@@ -281,10 +281,12 @@ class Display(ApiModel):
     """For example `4m20s`."""
     loss: Annotated[str, Field(max_length=32)] = ""
     """Latest training loss."""
+    progress: Annotated[str, Field(max_length=32)] = ""
+    """For example `37%`."""
 
 
 class Progress(ApiModel):
-    """Where the training stands. Written by the trainer; the only part it may write."""
+    """Latest progress report. Written by the trainer, which may write no other part of status."""
 
     attempt: Annotated[int, Field(ge=1)]
     """Attempt that reports."""
@@ -293,27 +295,27 @@ class Progress(ApiModel):
     stage: Stage
     """What the trainer is doing."""
     percentage: Annotated[int, Field(ge=0, le=100)] = 0
-    """0-5 preparation, then by batches, 100 once stored."""
+    """0 to 5 during preparation, then by batches; 100 once the model is stored."""
     current_epoch: Annotated[int, Field(ge=0)] = 0
-    """Counts from 1."""
+    """Current epoch, from 1; 0 before training."""
     total_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs the strategy asks for."""
     current_batch: Annotated[int, Field(ge=0)] = 0
-    """In this epoch, counts from 1."""
+    """Batches done in the current epoch."""
     total_batches: Annotated[int, Field(ge=0)] = 0
-    """Per epoch."""
+    """Batches per epoch."""
     step: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps since the beginning."""
+    """Optimizer steps since the start of the job, over all attempts."""
     samples_per_second: Annotated[int, Field(ge=0)] | None = None
     """Training throughput."""
     estimated_remaining_seconds: Annotated[int, Field(ge=0)] | None = None
-    """At the present rate, all epochs."""
+    """Seconds until the last epoch ends, at the current rate; absent while there is no rate."""
     metrics: Metrics = ()
     """Latest values."""
     message: Annotated[str, Field(max_length=256)] = ""
-    """For people; programs read the fields."""
+    """Position and stage in words; programs read the other fields."""
     last_update_time: Time
-    """Trainer's clock."""
+    """When this was reported, by the trainer's clock."""
     checkpoint: CheckpointStatus | None = None
     """Last durable checkpoint of this attempt."""
     display: Display = Display()
