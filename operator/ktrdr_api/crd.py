@@ -13,7 +13,8 @@ from typing import Any, Final
 import yaml
 
 from ktrdr_api import names
-from ktrdr_api.crd_rules import rules_of
+from ktrdr_api.api_fields import RULES
+from ktrdr_api.crd_rules import Rule, rules_of, rules_of_field, rules_of_presence
 from ktrdr_api.training_job import TrainingJob
 
 Json = dict[str, Any]
@@ -87,6 +88,9 @@ def _root() -> Json:
     status["properties"]["observedGeneration"]["default"] = -1
     # A fresh object must not look current to kstatus, Flux and `kubectl wait`: it reads -1.
     status["default"] = {"observedGeneration": -1}
+    spec = translator.schema(source["properties"]["spec"])
+    _make_fields_atomic(spec, status)
+    _add_rules(spec, rules_of_presence(_fields_that_may_be_absent(spec)))
     return {
         "description": source["description"],
         "type": "object",
@@ -95,11 +99,32 @@ def _root() -> Json:
             "apiVersion": {"type": "string", "maxLength": 63, "description": "Version of the API."},
             "kind": {"type": "string", "maxLength": 63, "description": f"Always {names.KIND}."},
             "metadata": {"type": "object"},  # the server knows it, and refuses a description
-            "spec": translator.schema(source["properties"]["spec"]),
+            "spec": spec,
             "status": status,
         },
         "x-kubernetes-validations": rules_of(names.KIND),
     }
+
+
+def _fields_that_may_be_absent(node: Json) -> list[str]:
+    return [
+        name
+        for name, field in node["properties"].items()
+        if name not in node["required"] and "default" not in field
+    ]
+
+
+def _make_fields_atomic(*nodes: Json) -> None:
+    """Give each object directly below spec and status one owner (`x-kubernetes-map-type: atomic`).
+
+    Each has one writer, which always writes it whole. Without the marker the API server keeps one
+    entry in `managedFields` for every leaf (measured: 18 % more bytes and 25 % more allocations per
+    status write).
+    """
+    for node in nodes:
+        for field in node["properties"].values():
+            if "properties" in field:
+                field["x-kubernetes-map-type"] = "atomic"
 
 
 class _Translator:
@@ -130,7 +155,9 @@ class _Translator:
             result["items"] = self.schema(flat["items"], defaults=defaults)
         if "additionalProperties" in flat:
             result["additionalProperties"] = self.schema(flat["additionalProperties"])
-            result["x-kubernetes-validations"] = [_key_rule(flat["propertyNames"]["maxLength"])]
+            _add_rules(result, [_key_rule(flat["propertyNames"]["maxLength"])])
+        if RULES in flat:
+            _add_rules(result, rules_of(flat[RULES]))
         return result
 
     def _add_properties(self, result: Json, flat: Json, *, defaults: bool) -> None:
@@ -140,11 +167,11 @@ class _Translator:
             default = _default(node, source.get("default")) if defaults else None
             if default is not None:
                 node["default"] = default
+            _add_rules(node, rules_of_field(flat["title"], name))
             result["properties"][name] = node
         if "required" in flat:
             result["required"] = flat["required"]
-        if rules := rules_of(flat["title"]):
-            result["x-kubernetes-validations"] = rules
+        _add_rules(result, rules_of(flat["title"]))
 
     def _flatten(self, source: Json) -> Json:
         """Inline a reference and fold `anyOf`; what stands beside them wins over what is inside."""
@@ -166,6 +193,11 @@ def _fold(branches: list[Json]) -> Json:
     return {key: value for branch in real for key, value in branch.items()}
 
 
+def _add_rules(node: Json, rules: list[Rule]) -> None:
+    if rules:
+        node["x-kubernetes-validations"] = [*node.get("x-kubernetes-validations", []), *rules]
+
+
 def _default(node: Json, value: Any) -> Any:
     """The default to emit, None for none.
 
@@ -178,7 +210,7 @@ def _default(node: Json, value: Any) -> Any:
     return None if value in (None, "", [], {}) else value
 
 
-def _key_rule(length: int) -> Json:
+def _key_rule(length: int) -> Rule:
     return {
         "rule": f"self.all(key, size(key) <= {length})",
         "message": f"keys must have at most {length} characters",
