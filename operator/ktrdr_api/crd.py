@@ -28,7 +28,7 @@ COPIED_KEYWORDS: Final = (
 
 COLUMNS: Final = (
     ("Phase", "string", ".status.phase", 0),
-    ("Progress", "integer", ".status.progress.percentage", 0),
+    ("Progress", "string", ".status.progress.display.progress", 0),
     ("Epoch", "string", ".status.progress.display.epoch", 0),
     ("ETA", "string", ".status.progress.display.eta", 0),
     ("GPUs", "integer", ".status.gpus", 0),
@@ -39,6 +39,7 @@ COLUMNS: Final = (
     ("Host", "string", ".status.host", 1),
     ("Checkpoint", "integer", ".status.checkpoint.epoch", 1),
     ("Reason", "string", ".status.reason", 1),
+    ("Message", "string", ".status.message", 1),  # last, because it is long
 )
 """Printer columns: name, type, JSONPath, priority (1 is shown by `-o wide` only)."""
 
