@@ -3,7 +3,7 @@
 pydantic writes JSON Schema; the API server accepts a smaller language (structural schemas: no
 `$ref`, no `anyOf` with null, no `propertyNames`). This module translates, adds the rules that types
 cannot say (`crd_rules.py`) and writes two files: `crds/` for `kubectl apply`, and the chart's
-template.
+template. It also copies `strategies/` into the chart, because Helm reads no file outside a chart.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from typing import Any, Final
 import yaml
 
 from ktrdr_api import names
-from ktrdr_api.crd_rules import rules_of
+from ktrdr_api.api_fields import RULES
+from ktrdr_api.crd_rules import Rule, rules_of, rules_of_field, rules_of_presence
 from ktrdr_api.training_job import TrainingJob
 
 Json = dict[str, Any]
@@ -43,6 +44,9 @@ COLUMNS: Final = (
 
 CRD_FILE: Final = Path("crds") / f"{names.RESOURCE}.yaml"
 CHART_FILE: Final = Path("charts/ktrdr/templates/crd.yaml")
+STRATEGIES: Final = Path("strategies")
+CHART_STRATEGIES: Final = Path("charts/ktrdr/files/strategies")
+"""Copies of the strategies. A symbolic link would make Helm print a line at every install."""
 
 
 def build() -> Json:
@@ -87,6 +91,9 @@ def _root() -> Json:
     status["properties"]["observedGeneration"]["default"] = -1
     # A fresh object must not look current to kstatus, Flux and `kubectl wait`: it reads -1.
     status["default"] = {"observedGeneration": -1}
+    spec = translator.schema(source["properties"]["spec"])
+    _make_fields_atomic(spec, status)
+    _add_rules(spec, rules_of_presence(_fields_that_may_be_absent(spec)))
     return {
         "description": source["description"],
         "type": "object",
@@ -95,11 +102,32 @@ def _root() -> Json:
             "apiVersion": {"type": "string", "maxLength": 63, "description": "Version of the API."},
             "kind": {"type": "string", "maxLength": 63, "description": f"Always {names.KIND}."},
             "metadata": {"type": "object"},  # the server knows it, and refuses a description
-            "spec": translator.schema(source["properties"]["spec"]),
+            "spec": spec,
             "status": status,
         },
         "x-kubernetes-validations": rules_of(names.KIND),
     }
+
+
+def _fields_that_may_be_absent(node: Json) -> list[str]:
+    return [
+        name
+        for name, field in node["properties"].items()
+        if name not in node["required"] and "default" not in field
+    ]
+
+
+def _make_fields_atomic(*nodes: Json) -> None:
+    """Give each object directly below spec and status one owner (`x-kubernetes-map-type: atomic`).
+
+    Each has one writer, which always writes it whole. Without the marker the API server keeps one
+    entry in `managedFields` for every leaf (measured: 18 % more bytes and 25 % more allocations per
+    status write).
+    """
+    for node in nodes:
+        for field in node["properties"].values():
+            if "properties" in field:
+                field["x-kubernetes-map-type"] = "atomic"
 
 
 class _Translator:
@@ -130,7 +158,9 @@ class _Translator:
             result["items"] = self.schema(flat["items"], defaults=defaults)
         if "additionalProperties" in flat:
             result["additionalProperties"] = self.schema(flat["additionalProperties"])
-            result["x-kubernetes-validations"] = [_key_rule(flat["propertyNames"]["maxLength"])]
+            _add_rules(result, [_key_rule(flat["propertyNames"]["maxLength"])])
+        if RULES in flat:
+            _add_rules(result, rules_of(flat[RULES]))
         return result
 
     def _add_properties(self, result: Json, flat: Json, *, defaults: bool) -> None:
@@ -140,11 +170,11 @@ class _Translator:
             default = _default(node, source.get("default")) if defaults else None
             if default is not None:
                 node["default"] = default
+            _add_rules(node, rules_of_field(flat["title"], name))
             result["properties"][name] = node
         if "required" in flat:
             result["required"] = flat["required"]
-        if rules := rules_of(flat["title"]):
-            result["x-kubernetes-validations"] = rules
+        _add_rules(result, rules_of(flat["title"]))
 
     def _flatten(self, source: Json) -> Json:
         """Inline a reference and fold `anyOf`; what stands beside them wins over what is inside."""
@@ -166,6 +196,11 @@ def _fold(branches: list[Json]) -> Json:
     return {key: value for branch in real for key, value in branch.items()}
 
 
+def _add_rules(node: Json, rules: list[Rule]) -> None:
+    if rules:
+        node["x-kubernetes-validations"] = [*node.get("x-kubernetes-validations", []), *rules]
+
+
 def _default(node: Json, value: Any) -> Any:
     """The default to emit, None for none.
 
@@ -178,7 +213,7 @@ def _default(node: Json, value: Any) -> Any:
     return None if value in (None, "", [], {}) else value
 
 
-def _key_rule(length: int) -> Json:
+def _key_rule(length: int) -> Rule:
     return {
         "rule": f"self.all(key, size(key) <= {length})",
         "message": f"keys must have at most {length} characters",
@@ -208,20 +243,35 @@ def render_template(crd: Json) -> str:
     return f"{{{{- if .Values.crds.enabled }}}}\n{text}{{{{- end }}}}\n"
 
 
+def generated_files(root: Path) -> dict[Path, str | None]:
+    """What belongs in each generated file, by its path below the root; None: no such file."""
+    crd = build()
+    wanted: dict[Path, str | None] = {
+        CHART_STRATEGIES / copy.name: None for copy in (root / CHART_STRATEGIES).glob("*")
+    }
+    for source in sorted((root / STRATEGIES).glob("*.yaml")):
+        wanted[CHART_STRATEGIES / source.name] = source.read_text(encoding="utf-8")
+    return {**wanted, CRD_FILE: render(crd), CHART_FILE: render_template(crd)}
+
+
 def main() -> None:
-    """Write the generated files, or with `--check` fail when they differ from the models."""
+    """Write the generated files, or with `--check` fail when they differ from their sources."""
     parser = argparse.ArgumentParser(prog="python -m ktrdr_api.crd", description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
     arguments = parser.parse_args()
-    crd = build()
-    for path, text in ((CRD_FILE, render(crd)), (CHART_FILE, render_template(crd))):
+    for path, text in generated_files(arguments.root).items():
         target = arguments.root / path
-        if not arguments.check:
+        found = target.read_text(encoding="utf-8") if target.is_file() else None
+        if found == text:
+            continue
+        if arguments.check:
+            parser.exit(1, f"{path} does not match its source: run `make generate`\n")
+        if text is None:
+            target.unlink()
+        else:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
-        elif not target.is_file() or target.read_text(encoding="utf-8") != text:
-            parser.exit(1, f"{path} does not match the models: run `make generate`\n")
 
 
 if __name__ == "__main__":

@@ -7,59 +7,31 @@ the texts of `kubectl explain`. A field that no code obeys does not exist here.
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from ktrdr_api import strategy_sections
-from ktrdr_api.run_contract import CheckpointPolicy, Stage
+from ktrdr_api.api_fields import ApiModel as ApiModel  # packages import it from here
+from ktrdr_api.api_fields import (
+    Atomic,
+    ConfigMapKey,
+    Date,
+    DnsName,
+    Named,
+    SubPath,
+    Time,
+    Unique,
+)
+from ktrdr_api.run_contract import (
+    WARNING_MAX_LENGTH,
+    WARNINGS_MAX,
+    CheckpointPolicy,
+    Stage,
+)
 from ktrdr_api.strategy_sections import Symbol, Timeframe
+from ktrdr_api.trainer_pod import Trainer
 
 STRATEGY_MAX_BYTES: Final = strategy_sections.MAX_BYTES
 REPORT_PERIOD_MAX_SECONDS: Final = 3600
-WARNINGS_MAX: Final = 8
-WARNING_MAX_LENGTH: Final = 256
-
-DnsName = Annotated[
-    str,
-    Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"),
-]
-Date = Annotated[
-    str,
-    Field(
-        min_length=10,
-        max_length=10,
-        pattern=r"^(19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}$",  # as strategy_sections.YEARS
-        json_schema_extra={"format": "date"},
-    ),
-]
-Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
-SubPath = Annotated[
-    str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")
-]
-Quantity = Annotated[
-    str,
-    Field(
-        max_length=32,
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
-    ),
-]
-Atomic: Final = {"x-kubernetes-list-type": "atomic"}
-Unique: Final = {"x-kubernetes-list-type": "set"}
-Named: Final = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-IntOrStringMap = dict[Annotated[str, Field(max_length=317)], Annotated[int, Field(ge=0)] | Quantity]
-
-
-class ApiModel(BaseModel):
-    """Base: camelCase on the wire; fields of a newer schema are ignored on reading."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="ignore",
-        use_attribute_docstrings=True,
-    )
 
 
 class ConfigMapKeyRef(ApiModel):
@@ -67,7 +39,7 @@ class ConfigMapKeyRef(ApiModel):
 
     name: DnsName
     """Name of the ConfigMap."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    key: ConfigMapKey
     """Key that holds the strategy."""
 
 
@@ -94,78 +66,6 @@ class VolumeSource(ApiModel):
 
     persistent_volume_claim: ClaimRef
     """The claim to mount."""
-
-
-class LocalObjectReference(ApiModel):
-    """A Secret in the job's namespace."""
-
-    name: DnsName
-    """Name of the Secret."""
-
-
-class Resources(ApiModel):
-    """Compute resources of the trainer container, in the words of core/v1."""
-
-    requests: Annotated[IntOrStringMap, Field(max_length=16)] = {}
-    """What the scheduler sets aside."""
-    limits: Annotated[IntOrStringMap, Field(max_length=16)] = {}
-    """What the kubelet enforces. GPUs are whole numbers of one family."""
-
-
-class EnvVar(ApiModel):
-    """A plain environment variable; references to Secrets are not offered."""
-
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """Name of the variable. Names that begin with KTRDR_ are refused."""
-    value: Annotated[str, Field(max_length=4096)] = ""
-    """Its value."""
-
-
-class Toleration(ApiModel):
-    """As in core/v1."""
-
-    key: Annotated[str, Field(max_length=317)] | None = None
-    """Taint key; all keys when absent and operator is Exists."""
-    operator: Literal["Exists", "Equal"] | None = None
-    """Equal when absent."""
-    value: Annotated[str, Field(max_length=63)] | None = None
-    """Taint value for Equal."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Taint effect; all effects when absent."""
-    toleration_seconds: Annotated[int, Field(ge=0, le=2147483647)] | None = None
-    """How long a NoExecute taint is borne."""
-
-
-class Trainer(ApiModel):
-    """How the trainer's pod is made and placed."""
-
-    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Container image; the operator's setting when absent."""
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """When the kubelet asks the registry; the operator's setting when absent."""
-    image_pull_secrets: Annotated[
-        tuple[LocalObjectReference, ...], Field(max_length=8, json_schema_extra=Atomic)
-    ] = ()
-    """Secrets with registry credentials."""
-    resources: Resources = Resources()
-    """Compute resources, GPUs included."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=32, json_schema_extra=Named)] = ()
-    """Plain environment variables for the trainer container, each name once."""
-    node_selector: Annotated[
-        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
-        Field(max_length=16),
-    ] = {}
-    """Labels a node must have."""
-    tolerations: Annotated[
-        tuple[Toleration, ...], Field(max_length=16, json_schema_extra=Atomic)
-    ] = ()
-    """Taints the pod bears; `nvidia.com/gpu` is always borne."""
-    priority_class_name: DnsName | None = None
-    """PriorityClass of the pod."""
-    runtime_class_name: DnsName | None = None
-    """RuntimeClass of the pod."""
-    scheduler_name: DnsName | None = None
-    """Scheduler that places the pod."""
 
 
 class Cancellation(ApiModel):
@@ -464,16 +364,7 @@ class TrainingJobStatus(ApiModel):
     """Least seconds between routine reports of the trainer, while many jobs run."""
     waiting: Waiting | None = None
     """What the job is waiting for, if anything."""
-    conditions: Annotated[
-        tuple[Condition, ...],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-            },
-        ),
-    ] = ()
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=8, json_schema_extra=Atomic)] = ()
     """The state, for programs."""
     progress: Progress | None = None
     """Where the training stands; written by the trainer."""

@@ -464,17 +464,16 @@ class Cluster:
             message = f"{method} {path}: {str(error) or type(error).__name__}"
             raise Unreachable(0, type(error).__name__, message) from error
         self._on_request(method, str(response.status))
-        self._note_retry_after(
-            response.status, parse_retry_after(response.headers.get("Retry-After"))
-        )
+        retry_after_seconds = parse_retry_after(response.headers.get("Retry-After"))
+        self._note_retry_after(response.status, retry_after_seconds)
         return response.status, response.headers, answer
 
     def _note_retry_after(self, status: int, retry_after_seconds: float | None) -> None:
         """Remember how long the server wants to be left alone."""
         refused = status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500
         if refused and retry_after_seconds is not None:
-            run_until_stopped = asyncio.get_running_loop().time() + retry_after_seconds
-            self._retry_after_until = max(self._retry_after_until, run_until_stopped)
+            until = asyncio.get_running_loop().time() + retry_after_seconds
+            self._retry_after_until = max(self._retry_after_until, until)
 
     async def _wait_for_retry_after(self) -> None:
         loop = asyncio.get_running_loop()

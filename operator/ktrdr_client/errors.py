@@ -88,9 +88,8 @@ def error_from_answer(status: int, headers: Mapping[str, str], body: bytes) -> A
         answer = {"message": body[:500].decode(errors="replace")}
     reason = str(answer.get("reason") or f"HTTP{status}")
     details = answer.get("details") or {}
-    seconds = parse_retry_after(headers.get("Retry-After")) or parse_retry_after(
-        details.get("retryAfterSeconds")
-    )
+    header, detail = headers.get("Retry-After"), details.get("retryAfterSeconds")
+    seconds = parse_retry_after(header) or parse_retry_after(detail)
     kind = AlreadyExists if reason == "AlreadyExists" else _BY_STATUS.get(status, ApiError)
     return kind(status, reason, str(answer.get("message") or reason), seconds)
 

@@ -17,11 +17,11 @@ Used by `store` for TrainingJobs and for pods. Pure bookkeeping; no I/O.
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
-TOMBSTONE_SECONDS: Final = 600.0
+DELETION_KEPT_SECONDS: Final = 600.0
 """How long a deletion is remembered: far longer than a request (15 s) or kopf's queue can delay
-news of the deleted object. Each costs about 300 bytes."""
+news of the deleted object."""
 
 
 class Versioned(Protocol):
@@ -50,10 +50,9 @@ class Listing(Generic[K]):
     """Names whose record has changed since the list began: the list may be older."""
 
 
-@dataclass(slots=True)
-class _Tombstone:
+class _Deletion(NamedTuple):
     version: int
-    """No event up to this version says anything new about the name."""
+    """An answer with this version or a later one is not older than the deletion."""
     at: float
 
 
@@ -71,10 +70,10 @@ class Latest(Generic[K, T]):
     """Called with a name, its record before and its record after each change."""
     records: dict[K, T] = field(default_factory=dict)
     """Objects that exist, as far as is known."""
-    _tombstones: dict[K, _Tombstone] = field(default_factory=dict)
-    """Names without an object, in the order of their deletion."""
-    _deleted: dict[str, float] = field(default_factory=dict)
-    """UIDs of deleted objects, in the order of their deletion, and when."""
+    _floors: dict[K, int] = field(default_factory=dict)
+    """Versions up to which events say nothing new, of names without an object; until a list."""
+    _deleted: dict[str, _Deletion] = field(default_factory=dict)
+    """By UID, in the order of deletion."""
     _listing: Listing[K] | None = None
 
     def is_news(self, key: K, uid: str, version: int) -> bool:
@@ -84,8 +83,7 @@ class Latest(Generic[K, T]):
         known = self.records.get(key)
         if known is not None:
             return version > known.version
-        tombstone = self._tombstones.get(key)
-        return tombstone is None or version > tombstone.version
+        return version > self._floors.get(key, 0)
 
     def is_deleted(self, uid: str) -> bool:
         """Whether the object with this UID is known to be deleted."""
@@ -107,15 +105,17 @@ class Latest(Generic[K, T]):
             version: the deletion's version; 0 when unknown.
         """
         known = self.records.get(key)
-        self._bury(uid)
         if self._listing is not None:
             self._listing.changed.add(key)  # the list may still contain it, though it is unknown
         if known is not None and known.uid != uid and known.version >= version:
+            self._bury(uid, version)
             return False
-        if known is not None:
-            self._bury(known.uid)
-        self._raise_tombstone(key, max(version, known.version if known else 0))
+        floor = max(version, known.version if known else 0)
+        self._bury(uid, floor)
+        if known is not None and known.uid != uid:
+            self._bury(known.uid, known.version)
         self._set(key, None)
+        self._floors[key] = max(floor, self._floors.get(key, 0))
         return known is not None
 
     def put_live(self, key: K, record: T | None, before: T | None) -> None:
@@ -133,7 +133,7 @@ class Latest(Generic[K, T]):
         elif record is None:
             if known is not None:
                 self.drop(key, known.uid, known.version + 1)
-        elif known is not None or not self._is_outdated(key, record):
+        elif known is not None or not self._is_outdated(record):
             self._accept(key, record)
 
     def forget(self, key: K) -> None:
@@ -178,19 +178,17 @@ class Latest(Generic[K, T]):
         missing = [key for key in self.records if key not in kept and is_covered(key)]
         for key in missing:
             self.drop(key, self.records[key].uid, self.records[key].version)
-        self._prune()
+        self._prune(listing)
         return missing
 
-    def _is_outdated(self, key: K, record: T) -> bool:
+    def _is_outdated(self, record: T) -> bool:
         """Whether an answer is older than the deletion of its object.
 
         Not so for an object that the watch calls deleted because it has lost its label: the event
         has the version that the object has now.
         """
-        if record.uid not in self._deleted:
-            return False
-        tombstone = self._tombstones.get(key)
-        return tombstone is None or record.version < tombstone.version
+        deletion = self._deleted.get(record.uid)
+        return deletion is not None and record.version < deletion.version
 
     def _accept(self, key: K, record: T) -> None:
         self._deleted.pop(record.uid, None)
@@ -201,31 +199,23 @@ class Latest(Generic[K, T]):
         if record is before:
             return
         if before is not None and record is not None and before.uid != record.uid:
-            self._bury(before.uid)
+            self._bury(before.uid, before.version)
         if record is None:
             self.records.pop(key, None)
         else:
             self.records[key] = record
-            self._tombstones.pop(key, None)
+            self._floors.pop(key, None)
         if self._listing is not None:
             self._listing.changed.add(key)
         self.on_change(key, before, record)
 
-    def _bury(self, uid: str) -> None:
+    def _bury(self, uid: str, version: int) -> None:
         self._deleted.pop(uid, None)
-        self._deleted[uid] = self.clock()
+        self._deleted[uid] = _Deletion(version, self.clock())
 
-    def _raise_tombstone(self, key: K, version: int) -> None:
-        known = self._tombstones.pop(key, None)
-        floor = max(version, known.version if known else 0)
-        self._tombstones[key] = _Tombstone(floor, self.clock())
-
-    def _prune(self) -> None:
-        """Forget old deletions; both maps are in the order of time."""
-        oldest = self.clock() - TOMBSTONE_SECONDS
-        uids = takewhile(lambda item: item[1] < oldest, self._deleted.items())
-        for uid, _ in list(uids):
+    def _prune(self, listing: Listing[K]) -> None:
+        """Forget old deletions, and floors that the list has made pointless."""
+        oldest = self.clock() - DELETION_KEPT_SECONDS
+        for uid, _ in list(takewhile(lambda item: item[1].at < oldest, self._deleted.items())):
             del self._deleted[uid]
-        keys = takewhile(lambda item: item[1].at < oldest, self._tombstones.items())
-        for key, _ in list(keys):
-            del self._tombstones[key]
+        self._floors = {key: v for key, v in self._floors.items() if key in listing.changed}

@@ -12,8 +12,7 @@ from typing import Final
 
 from ktrdr_api.conditions import Phase
 from ktrdr_operator.queue import Priority, WorkQueue
-from ktrdr_operator.store import JobKey, Store
-from ktrdr_operator.views import Raw
+from ktrdr_operator.store import JobKey, KnownJob, Store
 
 UPDATE_SECONDS: Final = 5.0
 INTERVALS_SECONDS: Final = (1, 2, 5, 10, 20, 30, 60)
@@ -47,7 +46,7 @@ def _step(seconds: float) -> int | None:
 
 @dataclass(frozen=True)
 class ReportIntervalController:
-    """Keeps `store.report_period_seconds` in step with the number of trainers."""
+    """Keeps `store.report_interval_seconds` in step with the number of trainers."""
 
     store: Store
     queue: WorkQueue[JobKey]
@@ -61,18 +60,17 @@ class ReportIntervalController:
 
     def look(self) -> None:
         """Count once; when the pace changes, every TrainingJob that counts is told."""
-        counted = [key for key, raw in self.store.jobs.items() if _reports_soon(raw)]
-        before = self.store.report_period_seconds
+        counted = [key for key, job in self.store.jobs.items() if _reports_soon(job)]
+        before = self.store.report_interval_seconds
         period = report_period(len(counted), self.writes_per_second, before)
         if period == before:
             return
-        self.store.report_period_seconds = period
+        self.store.report_interval_seconds = period
         for key in counted:
             self.queue.add(key, Priority.STATUS_ONLY)
 
 
-def _reports_soon(job: Raw) -> bool:
+def _reports_soon(job: KnownJob) -> bool:
     """Whether it runs or is on its way there, so that a burst is told once, not at every step."""
-    status = job.get("status", {})
-    starting = status.get("phase", "") in ("", Phase.STARTING) and "waiting" not in status
-    return starting or status.get("phase") == Phase.RUNNING
+    is_starting = job.phase in ("", Phase.STARTING) and not job.is_waiting
+    return is_starting or job.phase == Phase.RUNNING

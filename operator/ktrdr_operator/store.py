@@ -12,7 +12,7 @@ is finished and settled is kept without its body, and its finished pods are not 
 
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from sys import intern
 from typing import Final, NamedTuple
 
@@ -120,17 +120,14 @@ def _is_true(status: Raw, condition: str) -> bool:
 
 
 def _body(raw: Raw) -> bytes:
-    """JSON of all that a decision may depend on, except progress.
-
-    The API server writes the fields of one object always in the same order, so equal bodies are
-    equal bytes.
-    """
+    """JSON of all that a decision may depend on, except progress; equal when all that is equal."""
     metadata = {k: v for k, v in raw["metadata"].items() if k not in _DROPPED_METADATA}
     annotations = metadata.get("annotations")
     if annotations and LAST_APPLIED in annotations:
         metadata["annotations"] = {k: v for k, v in annotations.items() if k != LAST_APPLIED}
     status = {k: v for k, v in (raw.get("status") or {}).items() if k != "progress"}
-    return orjson.dumps({**raw, "metadata": metadata, "status": status})
+    body = {**raw, "metadata": metadata, "status": status}
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
 
 def _progress(raw: Raw) -> bytes:
@@ -144,7 +141,7 @@ def _differs_for_decision(before: bytes, now: bytes) -> bool:
         return False
     old, new = (orjson.loads(progress) if progress else {} for progress in (before, now))
     is_cancelling = [progress.get("stage") == _CANCELLING for progress in (old, new)]
-    return old.get("attempt") != new.get("attempt") or is_cancelling[0] != is_cancelling[1]
+    return bool(old.get("attempt") != new.get("attempt")) or is_cancelling[0] != is_cancelling[1]
 
 
 def known_job(raw: Raw, *, size_bytes: int, reported_at: float) -> KnownJob:
@@ -179,8 +176,6 @@ class ResyncToken:
 
     jobs: Listing[JobKey]
     pods: Listing[PodKey]
-    changed: set[JobKey] = field(default_factory=set)
-    """TrainingJobs that the list has changed, themselves or one of their pods."""
 
 
 class Store:
@@ -261,8 +256,6 @@ class Store:
         known = self.jobs.get(key)
         record = self._project(key, raw, size_bytes)
         self._jobs.put(key, record)
-        if known is None:
-            return not record.is_settled
         return self._asks_for_decision(known, record)
 
     def drop_job(self, key: JobKey, uid: str, version: int = 0) -> bool:
@@ -352,17 +345,17 @@ class Store:
         return ResyncToken(self._jobs.begin_list(), self._pods.begin_list())
 
     def put_listed_job(self, token: ResyncToken, raw: Raw, size_bytes: int = 0) -> bool:
-        """Take a TrainingJob of a list; returns whether it changed the record."""
+        """Take a TrainingJob of a list; returns whether a decision may depend on it."""
         key, metadata = job_key(raw), raw["metadata"]
         version = (metadata["uid"], int(metadata["resourceVersion"]))
         if not self._jobs.is_listed_news(token.jobs, key, version):
             return False
-        self._jobs.put_listed(token.jobs, key, self._project(key, raw, size_bytes))
-        token.changed.add(key)
-        return True
+        known, record = self.jobs.get(key), self._project(key, raw, size_bytes)
+        self._jobs.put_listed(token.jobs, key, record)
+        return self._asks_for_decision(known, record)
 
     def put_listed_pod(self, token: ResyncToken, raw: Raw) -> JobKey | None:
-        """Take a pod of a list; returns its TrainingJob if it changed the record.
+        """Take a pod of a list; returns its TrainingJob if a decision may depend on it.
 
         Raises:
             KeyError, TypeError, ValueError: the pod is not readable.
@@ -375,12 +368,10 @@ class Store:
         record, known = known_pod(key, raw), self._pods.records.get(pod)
         if not self._is_kept(record):
             self._pods.forget(pod)
-            if known is None:
-                return None
-        else:
-            self._pods.put_listed(token.pods, pod, record)
-        token.changed.add(key)
-        return key
+            return None if known is None else key
+        self._pods.put_listed(token.pods, pod, record)
+        is_same = known is not None and _essence(known.view) == _essence(record.view)
+        return None if is_same else key
 
     def finish_resync(
         self, token: ResyncToken, skipped_namespaces: Collection[str] = ()
@@ -408,11 +399,9 @@ class Store:
     def replace(self, jobs: Iterable[Raw], pods: Iterable[Raw]) -> set[JobKey]:
         """Take a full list in one go; returns every key that changed or disappeared."""
         token = self.begin_resync()
-        for raw in jobs:
-            self.put_listed_job(token, raw)
-        for raw in pods:
-            self.put_listed_pod(token, raw)
-        return token.changed | self.finish_resync(token)
+        changed = {job_key(raw) for raw in jobs if self.put_listed_job(token, raw)}
+        touched = {self.put_listed_pod(token, raw) for raw in pods}
+        return changed | {key for key in touched if key} | self.finish_resync(token)
 
     def _project(self, key: JobKey, raw: Raw, size_bytes: int) -> KnownJob:
         known, progress = self.jobs.get(key), _progress(raw)
@@ -422,7 +411,9 @@ class Store:
             reported_at = known.reported_at
         return known_job(raw, size_bytes=size_bytes, reported_at=reported_at)
 
-    def _asks_for_decision(self, known: KnownJob, job: KnownJob) -> bool:
+    def _asks_for_decision(self, known: KnownJob | None, job: KnownJob) -> bool:
+        if known is None:
+            return not job.is_settled
         if known.uid != job.uid or known.is_settled or known.body != job.body:
             return True
         is_first_after_silence = job.reported_at - known.reported_at > self.silence_seconds

@@ -25,8 +25,10 @@ WATCH_SECONDS: Final = 600
 WATCH_SILENCE_SECONDS: Final = 90.0
 """The server sends a bookmark a minute; a connection silent for longer is dead."""
 
-_NOT_FOUND: Final = 404
-_ASK_THE_OBJECT: Final = frozenset({_NOT_FOUND, 409, 422})
+_NOT_FOUND: Final = "NotFound"
+"""Reason of a Status that says that the object does not exist. While the CRD is not served, or from
+a proxy, an answer 404 comes without it: the job may still exist."""
+_ASK_THE_OBJECT: Final = frozenset({404, 409, 422})
 """Gone; a conflict; a step backwards. What it was, the object itself says."""
 
 
@@ -110,7 +112,7 @@ class ClusterJob:
                 hold = error.retry_after_seconds or 0.0
                 if failures == 1:
                     LOGGER.warning(
-                        "The TrainingJob cannot be watched, will try again; training goes on: %s",
+                        "Watch of the TrainingJob failed, retrying; training continues: %s",
                         error,
                     )
             self._lost.wait(max(hold, backoff_seconds(failures)))
@@ -148,7 +150,7 @@ class ClusterJob:
         try:
             body = self._client.get(self._object, timeout_seconds=timeout_seconds)
         except ApiError as error:
-            if error.status != _NOT_FOUND:
+            if error.reason != _NOT_FOUND:
                 raise
             self._lose(StopReason.DELETED)
             return None

@@ -8,6 +8,7 @@ sent immediately. Values in between are dropped, never queued.
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -98,6 +99,7 @@ class Reporter:
         stops: A request to stop is reported at once.
         clock: Times that are shown.
         pace: When to send.
+        warn: Told if the last value was not delivered.
     """
 
     def __init__(
@@ -109,9 +111,10 @@ class Reporter:
         stops: StopRequests,
         clock: Clock,
         pace: Pace,
+        warn: Callable[[str], None],
     ) -> None:
         self._slot, self._view, self._sink = slot, view, sink
-        self._stops, self._clock, self._pace = stops, clock, pace
+        self._stops, self._clock, self._pace, self._warn = stops, clock, pace, warn
         self._changing = threading.Lock()
         self._done = False
         self._closed_at: float | None = None
@@ -119,6 +122,7 @@ class Reporter:
         self._looked_at = float("-inf")
         self._backoff_until = self._hold_until = float("-inf")
         self._failures = 0
+        self._last_error: ApiError | OSError | None = None
         self._sent: Progress | None = None
         self._logged: tuple[Stage, int, str] | None = None
         self._forecast = Forecast()
@@ -165,7 +169,10 @@ class Reporter:
             if closing and (delivered or time.monotonic() >= self._deadline()):
                 break
         if not delivered:
-            LOGGER.warning("The last progress was not delivered")
+            self._warn(
+                "The final progress report was not delivered, so the reported progress is out of "
+                f"date: {self._last_error}"
+            )
 
     def _pause(self) -> None:
         while (left := self._next_time() - time.monotonic()) > 0:
@@ -241,15 +248,16 @@ class Reporter:
             self._failed(error)
             return False
         if self._failures:
-            LOGGER.info("Progress is reported again")
+            LOGGER.info("Progress reports succeed again")
         self._failures = 0
         self._sent = progress
         return True
 
     def _failed(self, error: ApiError | OSError) -> None:
         self._failures += 1
+        self._last_error = error
         if self._failures == 1:
-            LOGGER.warning("Progress was not reported, will try again; training goes on: %s", error)
+            LOGGER.warning("Progress report failed, retrying; training continues: %s", error)
         now = time.monotonic()
         self._backoff_until = now + backoff_seconds(
             self._failures, max_seconds=self._backoff_max_seconds()

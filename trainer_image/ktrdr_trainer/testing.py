@@ -55,6 +55,7 @@ class FakeApiServer:
         faults: Answers for the next PATCHes, whatever they ask.
         token: If set, what a request must carry, else 401.
         is_away: Connections are closed without an answer.
+        is_served: If not, the CRD is missing: the answer is 404 without a Status object.
     """
 
     def __init__(self, *, name: str = "job", namespace: str = "default", uid: str = "u-1") -> None:
@@ -66,6 +67,7 @@ class FakeApiServer:
         self._version = 1
         self._closed = False
         self.is_away = False
+        self.is_served = True
         self._job: Json | None = None
         self.create(name=name, namespace=namespace, uid=uid)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, self))
@@ -190,7 +192,8 @@ class FakeApiServer:
         with self._changed:
             job = self.job
             if not job:
-                return 404, {"message": "trainingjobs.ktrdr.io not found"}, ()
+                message = "trainingjobs.ktrdr.io not found"
+                return 404, {"kind": "Status", "reason": "NotFound", "message": message}, ()
             if request.method == "GET":
                 return 200, job, ()
             return (*self._apply(job, request.body or {}), ())
@@ -247,6 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(urlsplit(self.path).query)
         if self._api.is_away:
             self.close_connection = True
+        elif not self._api.is_served:
+            self._reply(404, {}, ())
         elif "watch" in query:
             self._stream(int(query["resourceVersion"][0]))
         else:

@@ -12,8 +12,6 @@ from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome, RunResult
 from ktrdr_api.training_job import (
-    WARNING_MAX_LENGTH,
-    WARNINGS_MAX,
     AttemptState,
     CheckpointStatus,
     TrainingJobStatus,
@@ -236,7 +234,6 @@ def ended(policy_input: PolicyInput, retry_time: datetime | None = None) -> dict
     end = pod.termination if pod is not None else None
     start = policy_input.status.start_time
     attempt = policy_input.attempt
-    warnings = tuple(text[:WARNING_MAX_LENGTH] for text in result.warnings) if result else None
     return {
         "attempt": attempt,
         "attempt_state": AttemptState.ENDED if attempt else None,
@@ -246,7 +243,7 @@ def ended(policy_input: PolicyInput, retry_time: datetime | None = None) -> dict
         "retry_time": format_timestamp(retry_time) if retry_time else None,
         "waiting": None,
         "checkpoint": policy_input.checkpoint,
-        "warnings": warnings[:WARNINGS_MAX] if warnings else policy_input.status.warnings,
+        "warnings": result.warnings if result is not None else policy_input.status.warnings,
     }
 
 

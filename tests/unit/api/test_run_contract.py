@@ -1,10 +1,10 @@
 """RunResult: it reaches the operator whatever its texts are, and holds nothing invalid."""
 
-from datetime import MAXYEAR, datetime
+from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -143,10 +143,12 @@ def test_result_with_a_time_that_the_api_server_or_python_rejects_is_refused(tim
         result_saved_at(time)
 
 
-@given(moment=st.datetimes(), zone=st.sampled_from(["Z", "+05:30", "-11:00"]))
+@given(
+    moment=st.datetimes(datetime(1000, 1, 1), datetime(8999, 12, 31)),
+    zone=st.sampled_from(["Z", "+05:30", "-11:00"]),
+)
 @example(datetime(2024, 2, 29), "Z")
 def test_result_with_a_real_time_is_accepted(moment: datetime, zone: str) -> None:
-    assume(1 < moment.year < MAXYEAR)  # in UTC, too
     assert result_saved_at(moment.isoformat() + zone).checkpoint is not None
 
 

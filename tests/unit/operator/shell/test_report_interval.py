@@ -61,6 +61,6 @@ def test_pacer_tells_those_who_report_or_soon_will_when_the_pace_changes() -> No
 
     report_intervals.look()
 
-    assert (store.report_period_seconds, len(queue)) == (5, 10)
+    assert (store.report_interval_seconds, len(queue)) == (5, 10)
     report_intervals.look()
     assert len(queue) == 10

@@ -64,11 +64,24 @@ def watching(job: ClusterJob, api: FakeApiServer) -> Iterator[None]:
 
 @contextmanager
 def reporting(
-    sink: Sink, stops: StopRequests, *, pace: Pace = FAST, attempt: int = 1
+    sink: Sink,
+    stops: StopRequests,
+    *,
+    pace: Pace = FAST,
+    attempt: int = 1,
+    warned: list[str] | None = None,
 ) -> Iterator[tuple[Reporter, ProgressSlot]]:
     slot = ProgressSlot()
     view = RunView(attempt=attempt, pod_uid="p-1")
-    reporter = Reporter(slot, view, sink=sink, stops=stops, clock=system_clock(), pace=pace)
+    reporter = Reporter(
+        slot,
+        view,
+        sink=sink,
+        stops=stops,
+        clock=system_clock(),
+        pace=pace,
+        warn=warned.append if warned is not None else lambda _: None,
+    )
     reporter.start()
     try:
         yield reporter, slot
@@ -140,12 +153,13 @@ def test_reporter_through_an_outage_delivers_the_newest_value_after_it(
 def test_reporter_closed_in_an_outage_retries_the_last_value(
     api: FakeApiServer, stops: StopRequests
 ) -> None:
-    with reporting(cluster_job(api, stops), stops) as (_, slot):
+    warned: list[str] = []
+    with reporting(cluster_job(api, stops), stops, warned=warned) as (_, slot):
         api.wait_for(lambda server: bool(server.progress))
         api.is_away = True
         slot.put(at_batch(7))
         threading.Timer(0.6, setattr, (api, "is_away", False)).start()
-    assert (api.progress["step"], api.progress["stage"]) == (7, "Done")
+    assert (api.progress["step"], api.progress["stage"], warned) == (7, "Done", [])
 
 
 def test_reporter_closed_after_sigterm_gives_up_in_time(
@@ -154,10 +168,13 @@ def test_reporter_closed_after_sigterm_gives_up_in_time(
     pace = Pace(period_seconds=0.05, farewell_terminated_seconds=0.3)
     api.is_away = True
     stops.ask(StopReason.SIGTERM)
-    began = time.monotonic()
-    with reporting(cluster_job(api, stops), stops, pace=pace):
+    began, warned = time.monotonic(), list[str]()
+    with reporting(cluster_job(api, stops), stops, pace=pace, warned=warned):
         pass
     assert 0.2 < time.monotonic() - began < 1.0
+    [warning] = warned
+    assert "final progress report was not delivered" in warning
+    assert "API server not reached" in warning
 
 
 def test_reporter_told_retry_after_sends_nothing_before(
@@ -171,7 +188,7 @@ def test_reporter_told_retry_after_sends_nothing_before(
     assert api.progress["step"] == 1
 
 
-@pytest.mark.parametrize("status", [403, 500, 503])
+@pytest.mark.parametrize("status", [403, 404, 409, 422, 500, 503])
 def test_reporter_refused_for_now_tries_again(
     api: FakeApiServer, stops: StopRequests, status: int
 ) -> None:
@@ -196,6 +213,21 @@ def test_reporter_of_a_job_that_is_gone_stops(api: FakeApiServer, stops: StopReq
     with reporting(cluster_job(api, stops), stops):
         pass
     assert stops.token.reason == "deleted"
+
+
+def test_reporter_and_watch_while_the_crd_is_not_served_retry_and_do_not_stop(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.is_served = False
+    job = cluster_job(api, stops)
+    job.start_watch()
+    with reporting(job, stops):
+        api.wait_for(lambda server: len(server.patches) >= 2)
+        api.wait_for(lambda server: len(tries(server)) >= 2)
+        api.is_served = True
+        api.wait_for(lambda server: bool(server.progress))
+        assert not stops.token.is_cancelled
+    job.stop_watch()
 
 
 def test_reporter_of_an_older_attempt_is_superseded_and_writes_no_more(
