@@ -306,8 +306,8 @@ def test_pod_of_a_full_spec_in_a_full_installation_wants() -> None:
                             "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
                             "readOnly": True,
                         },
-                        {"name": "tmp", "mountPath": "/tmp"},
-                        {"name": "shm", "mountPath": "/dev/shm"},
+                        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - in the container
+                        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - likewise
                     ],
                 }
             ],
@@ -616,9 +616,7 @@ def test_pod_has_the_grace_period_of_a_cancel_and_at_least_a_second(given: int, 
     assert pod_of(view)["spec"]["terminationGracePeriodSeconds"] == want
 
 
-def test_pod_labels_and_annotations_of_chart_and_user_cannot_replace_those_of_the_operator() -> (
-    None
-):
+def test_pod_labels_of_chart_and_user_cannot_replace_those_of_the_operator() -> None:
     keys = (*LABELS, "ktrdr.io/attempt", "ktrdr.io/rank")
     ours = ("ktrdr.io/run-request", "ktrdr.io/strategy")
     view = job(labels=dict.fromkeys(keys, "user"), annotations=dict.fromkeys(ours, "user"))
