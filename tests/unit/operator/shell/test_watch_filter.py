@@ -112,7 +112,7 @@ def test_filter_drops_mere_progress_and_keeps_its_value(shell: Shell) -> None:
         job(2, attempt=2),
         job(2, spec={"cancel": True}),
         {**job(2), "status": {"phase": "Failed", "progress": job(2)["status"]["progress"]}},
-        {**job(2), "metadata": {**job(2)["metadata"], "deletionTimestamp": "t"}},
+        {**job(2), "metadata": {**job(2)["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}},
         {**job(2), "metadata": {**job(2)["metadata"], "labels": {"a": "b"}}},
         {**job(2), "status": {}},
         {name: value for name, value in job(2).items() if name != "status"},
