@@ -34,6 +34,7 @@ from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.policies.interface import format_timestamp
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Clocks, Reconciler
+from ktrdr_operator.snapshot import Snapshot
 from ktrdr_operator.store import JobKey, Store
 
 KEY = JobKey(NAMESPACE, JOB)
@@ -123,6 +124,10 @@ class Operator:
         """List everything, as the resync does."""
         cluster = self.world.cluster
         self.store.replace(cluster.read_all(TRAINING_JOBS), cluster.read_all(PODS))
+
+    async def observe(self, key: JobKey = KEY) -> Snapshot:
+        """What a decision would depend on now."""
+        return await self.reconciler.observer.observe(key)
 
     async def work(self, key: JobKey = KEY) -> None:
         """Reconcile once."""

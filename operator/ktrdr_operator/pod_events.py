@@ -20,6 +20,8 @@ MAX_REMEMBERED: Final = 5000
 PAGE: Final = 100
 """Events of one pod that are read; repeated ones are counted in one Event by the kubelet."""
 _NO_NEWS: Final = frozenset({"Scheduled"})
+_STEPS: Final = frozenset({"Scheduled", "Pulling", "Pulled", "Created", "Started"})
+"""Reasons of Events that say that the pod has got further: what was warned of before is over."""
 
 
 @dataclass
@@ -54,17 +56,22 @@ class PodEventReader:
 
 
 def latest_reason(events: list[Raw]) -> WaitReason | None:
-    """The latest warning; without one, the latest Event that reports work."""
-    told = [event for event in events if event.get("reason") not in _NO_NEWS]
-    warnings = [event for event in told if event.get("type") == "Warning"]
-    latest = max(warnings or told, key=_time, default=None)
+    """The latest warning since the pod's latest step; without one, the latest Event about work."""
+    warnings = [event for event in events if event.get("type") == "Warning"]
+    others = [event for event in events if event.get("type") != "Warning"]
+    steps = (_second(event) for event in others if event.get("reason") in _STEPS)
+    step = max(steps, default="")
+    current = [event for event in warnings if _second(event) >= step]
+    told = [event for event in others if event.get("reason") not in _NO_NEWS]
+    latest = max(current or told, key=_second, default=None)
     if latest is None or not latest.get("message"):
         return None
-    return WaitReason(latest.get("reason", ""), sanitize(latest["message"]))
+    words = sanitize(latest["message"])
+    return WaitReason(latest.get("reason", ""), words, is_progress=not current)
 
 
-def _time(event: Raw) -> str:
-    """RFC 3339 in UTC: comparable as text to the second."""
+def _second(event: Raw) -> str:
+    """When it happened last: RFC 3339 in UTC, comparable as text without fractions."""
     series = event.get("series") or {}
     found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
-    return str(found or event["metadata"].get("creationTimestamp", ""))
+    return str(found or event["metadata"].get("creationTimestamp", ""))[:19]

@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
+from ktrdr_api import names
 from ktrdr_api.run_contract import RunResult
 from ktrdr_api.training_job import TrainingJobSpec, TrainingJobStatus
 
@@ -46,6 +47,8 @@ class WaitReason:
 
     reason: str
     message: str
+    is_progress: bool = False
+    """Whether it reports work (an image is pulled, an init container runs), not trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +180,15 @@ class Snapshot:
     """Why the API server refused the status that was just decided (422)."""
 
     def current(self) -> PodView | None:
-        """Rank 0 of the current attempt; of attempt 1 when none is on record yet."""
+        """Rank 0 of the current attempt; of attempt 1 when none is on record yet.
+
+        By its whole name: anybody may create other pods with the job's label and owner reference.
+        """
         job = self.job
         if job is None:
             return None
-        attempt = max(job.status.attempt, 1)
-        mine = [
-            pod
-            for pod in self.pods
-            if (pod.owner_uid, pod.attempt, pod.rank) == (job.uid, attempt, 0)
-        ]
+        name = names.pod_name(job.name, max(job.status.attempt, 1))
+        mine = [pod for pod in self.pods if (pod.owner_uid, pod.name) == (job.uid, name)]
         return min(mine, key=lambda pod: pod.gone, default=None)
 
 

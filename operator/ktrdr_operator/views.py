@@ -87,14 +87,19 @@ def _spec(raw: Raw) -> tuple[TrainingJobSpec, str]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(("spec", *(str(part) for part in first["loc"])))
-        readable: Raw = {"cancel": raw.get("cancel") is True}
-        ttl = raw.get("ttlSecondsAfterFinished")
-        if isinstance(ttl, int) and ttl >= 0:
-            readable["ttlSecondsAfterFinished"] = ttl
-        return (
-            TrainingJobSpec.model_validate({**_NO_SPEC, **readable}),
-            sanitize(f"{where}: {first['msg']}"),
-        )
+        return _readable_spec(raw), sanitize(f"{where}: {first['msg']}")
+
+
+def _readable_spec(raw: Raw) -> TrainingJobSpec:
+    """What a user may still change in a spec that cannot be read, each field by itself."""
+    spec = TrainingJobSpec.model_validate(_NO_SPEC)
+    for name in ("cancel", "ttlSecondsAfterFinished"):
+        try:
+            one = TrainingJobSpec.model_validate({**_NO_SPEC, name: raw[name]}, strict=True)
+        except (KeyError, ValidationError):
+            continue
+        spec = spec.model_copy(update=one.model_dump(include=one.model_fields_set - set(_NO_SPEC)))
+    return spec
 
 
 def _status(raw: Raw) -> TrainingJobStatus:
@@ -152,7 +157,7 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
     number = _POD_NAME.search(metadata["name"])
     state = _trainer_state(status)
     termination = _termination(state.get("terminated"))
-    running = state.get("running")
+    running, created = state.get("running"), _time(metadata.get("creationTimestamp"))
     conditions = {c["type"]: c for c in status.get("conditions", [])}
     view = PodView(
         name=metadata["name"],
@@ -161,7 +166,7 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
         attempt=int(number["attempt"]) if number else -1,
         rank=int(number["rank"]) if number else -1,
         node=spec.get("nodeName"),
-        created=_time(metadata.get("creationTimestamp")),
+        created=created,
         deletion_time=_time(metadata.get("deletionTimestamp")),
         gone=gone,
         unlabelled=names.LABEL_JOB not in metadata.get("labels", {}),
@@ -169,18 +174,33 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
         phase=status.get("phase", ""),
         message=sanitize(_pod_message(status)),
         scheduler=spec.get("schedulerName", ""),
-        started=_time(running["startedAt"]) if running else None,
+        # A container that runs has started, whatever time its node says.
+        started=_time(running.get("startedAt")) or created if running is not None else None,
         termination=termination,
         wait_reason=None,
     )
-    if running or view.ended:
+    if running is not None or view.ended:
         return view
-    return replace(view, wait_reason=_wait_reason(status, conditions, state))
+    sidecars = _sidecars(spec)
+    return replace(view, wait_reason=_wait_reason(status, conditions, state, sidecars))
 
 
 def _pod_message(status: Raw) -> str:
+    """The pod's own words; without any, those of the init container that made it fail."""
     reason, message = status.get("reason", ""), status.get("message", "")
-    return f"{reason}: {message}" if reason and message else reason or message
+    if reason and message:
+        return f"{reason}: {message}"
+    if reason or message or status.get("phase") != "Failed":
+        return str(reason or message)
+    statuses = status.get("initContainerStatuses", [])
+    words = (_failure_words("Init container", container) for container in statuses)
+    return next((found.message for found in words if found is not None), "")
+
+
+def _sidecars(spec: Raw) -> frozenset[str]:
+    """Init containers that go on running beside the trainer."""
+    containers = spec.get("initContainers", [])
+    return frozenset(c["name"] for c in containers if c.get("restartPolicy") == "Always")
 
 
 def _trainer_state(status: Raw) -> Raw:
@@ -231,7 +251,9 @@ def _result(message: str) -> RunResult | None:
     return result.model_copy(update={"message": sanitize(result.message), "metrics": metrics})
 
 
-def _wait_reason(status: Raw, conditions: dict[str, Raw], state: Raw) -> WaitReason | None:
+def _wait_reason(
+    status: Raw, conditions: dict[str, Raw], state: Raw, sidecars: frozenset[str]
+) -> WaitReason | None:
     """The most specific words of the pod's own status; None where it says nothing.
 
     The scheduler first, then init containers and sidecars (they come before the trainer), then the
@@ -242,7 +264,7 @@ def _wait_reason(status: Raw, conditions: dict[str, Raw], state: Raw) -> WaitRea
         return WaitReason(scheduled.get("reason", ""), sanitize(scheduled["message"]))
     others = [c for c in status.get("containerStatuses", []) if c.get("state") is not state]
     for words in (
-        *_container_words("Init container", status.get("initContainerStatuses", [])),
+        *_init_words(status.get("initContainerStatuses", []), sidecars),
         _waiting_words("", state.get("waiting")),
         *_container_words("Container", others),
         *_condition_words(conditions.values()),
@@ -252,18 +274,34 @@ def _wait_reason(status: Raw, conditions: dict[str, Raw], state: Raw) -> WaitRea
     return None
 
 
+def _init_words(containers: Iterable[Raw], sidecars: frozenset[str]) -> Iterable[WaitReason | None]:
+    """Init containers run one after the other, each until it has ended, or a sidecar has started.
+
+    The kubelet reports `started` of an ordinary one as well, as soon as it runs.
+    """
+    for container in containers:
+        yield from _container_words("Init container", (container,))
+        is_over = container["name"] in sidecars and container.get("started")
+        if container.get("state", {}).get("running") is not None and not is_over:
+            text = f'Init container "{container["name"]}": has not finished'
+            yield WaitReason("PodInitializing", text, is_progress=True)
+
+
 def _container_words(what: str, containers: Iterable[Raw]) -> Iterable[WaitReason | None]:
     for container in containers:
-        state, name = container.get("state", {}), container["name"]
-        prefix = f'{what} "{name}": '
-        yield _waiting_words(prefix, state.get("waiting"))
-        ended = state.get("terminated") or {}
-        if ended.get("exitCode"):
-            words = ended.get("message") or ended.get("reason", "")
-            text = f"{prefix}ended with exit code {ended['exitCode']}: {words}"
-            yield WaitReason(ended.get("reason", ""), sanitize(text))
-        if what == "Init container" and state.get("running") and not container.get("started"):
-            yield WaitReason("PodInitializing", f"{prefix}has not finished")
+        prefix = f'{what} "{container["name"]}": '
+        yield _waiting_words(prefix, container.get("state", {}).get("waiting"))
+        yield _failure_words(what, container)
+
+
+def _failure_words(what: str, container: Raw) -> WaitReason | None:
+    ended = container.get("state", {}).get("terminated") or {}
+    if not ended.get("exitCode"):
+        return None
+    reason = ended.get("reason", "")
+    words = ended.get("message") or reason
+    text = f'{what} "{container["name"]}": ended with exit code {ended["exitCode"]}: {words}'
+    return WaitReason(reason, sanitize(text))
 
 
 def _waiting_words(prefix: str, waiting: Raw | None) -> WaitReason | None:
@@ -276,7 +314,7 @@ def _waiting_words(prefix: str, waiting: Raw | None) -> WaitReason | None:
 def _condition_words(conditions: Iterable[Raw]) -> Iterable[WaitReason | None]:
     for condition in conditions:
         telling = condition["type"] not in ("Ready", "ContainersReady", "Initialized")
-        if telling and condition["status"] == "False" and condition.get("message"):
+        if telling and condition.get("status") == "False" and condition.get("message"):
             text = f"{condition['type']}: {condition['message']}"
             yield WaitReason(condition.get("reason", ""), sanitize(text))
 

@@ -32,8 +32,6 @@ _IMAGE_REASONS: Final = frozenset(
     }
 )
 """Source: kubernetes/pkg/kubelet/images/types.go."""
-_PROGRESSING: Final = frozenset({"Scheduled", "Pulling", "Pulled", "Created"})
-"""Reasons of the kubelet's Events that report work, not trouble."""
 _CLAIM_WORD: Final = "persistentvolumeclaim"
 SILENT_SECONDS: Final = 3.0
 """A pod that starts within this time costs no status write before Running."""
@@ -53,7 +51,7 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
         return _terminating(policy_input, pod)
     age = _age_seconds(policy_input, pod)
     words = pod.wait_reason or _unexplained(pod, age)
-    if words is None:
+    if words is None or (words.is_progress and age < SILENT_SECONDS):
         return _starting(policy_input, pod, age)
     return _held_up(policy_input, pod, words)
 
@@ -109,7 +107,7 @@ def _requeue_seconds(policy_input: PolicyInput, pod: PodView, reason: Reason, si
 
 
 def _reason(words: WaitReason) -> Reason:
-    if words.reason in _PROGRESSING:
+    if words.is_progress:
         return Reason.STARTING
     if words.reason in _IMAGE_REASONS:
         return Reason.IMAGE_PULL_FAILED

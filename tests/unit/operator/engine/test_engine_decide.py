@@ -710,7 +710,7 @@ def test_decide_pod_without_words_is_starting() -> None:
     ("words", "reason", "want"),
     [
         (WaitReason("FailedMount", "hostPath type check failed"), Reason.POD_NOT_READY, "Warning"),
-        (WaitReason("Pulling", 'Pulling image "x"'), Reason.STARTING, None),
+        (WaitReason("Pulling", 'Pulling "x"', is_progress=True), Reason.STARTING, None),
     ],
 )
 def test_decide_words_of_the_pods_events_are_shown(
