@@ -19,7 +19,11 @@ from ktrdr_operator.views import Raw, sanitize, training_job_uid
 
 REREAD_MIN_SECONDS: Final = 5.0
 REREAD_MAX_SECONDS: Final = 60.0
-MAX_REMEMBERED: Final = 1000
+REREAD_FOR_NEW_JOB_SECONDS: Final = 1.0
+"""For a job that has come after the last read: its ConfigMap may have come with it. Not at once, as
+a thousand jobs may come together."""
+MAX_REMEMBERED: Final = 20_000
+"""ConfigMaps, some 400 bytes each. One that is forgotten is read as often as in the beginning."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,17 @@ class StrategyReader:
     ) -> StrategyText:
         key, now = (job.namespace, ref.name, ref.key), self.clock()
         known = self._missing.get(key)
-        if known is not None and known.read_at >= first_seen:
-            left = known.read_at + known.pause_seconds - now
-            if left > 0:
+        is_new_job = known is not None and known.read_at < first_seen
+        if known is not None:
+            pause = REREAD_FOR_NEW_JOB_SECONDS if is_new_job else known.pause_seconds
+            if (left := known.read_at + pause - now) > 0:
                 return StrategyText(problem=known.problem, retry_seconds=left)
         found = _find(job, ref, await self.cluster.get(CONFIG_MAPS, job.namespace, ref.name))
         self._missing.pop(key, None)
         if not found.problem:
             return found
         pause = REREAD_MIN_SECONDS
-        if known is not None:
+        if known is not None and not is_new_job:
             pause = min(2 * known.pause_seconds, REREAD_MAX_SECONDS)
         self._missing[key] = _Missing(found.problem, now, pause)
         if len(self._missing) > MAX_REMEMBERED:

@@ -6,9 +6,10 @@ another owner is a NameConflict and stays untouched.
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from ktrdr_api import names
 from ktrdr_api.strategy import strategy_digest
 from ktrdr_client.cluster import (
     CONFIG_MAPS,
@@ -59,9 +60,12 @@ class ClusterPods:
         is_stored = note.stored_strategy or start.strategy.is_stored
         if not manifests.fits_into_pod(job, start.strategy) and not is_stored:
             manifest = manifests.strategy_config_map(job, start.strategy)
-            await self._create(job, CONFIG_MAPS, manifest)
+            stored = await self._create(job, CONFIG_MAPS, manifest)
+            # A try that was cut off may have stored it, and the source may have changed since.
+            text = stored["data"][names.STRATEGY_FILE]
+            start = replace(start, strategy=replace(start.strategy, text=text))
             note.stored_strategy = True
-            note.strategy_digest = strategy_digest(start.strategy.text)
+            note.strategy_digest = strategy_digest(text)
         try:
             return await self._create(job, PODS, manifests.pod(job, start, self.defaults))
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""Events of pods that do not start: which one counts, how often they are read, and of which pods."""
+"""Events of pods that do not start: which one counts, of which pods, and how often it is read."""
 
 from dataclasses import replace
 from typing import Any
