@@ -27,7 +27,7 @@ from ktrdr_operator import handlers, health, logs
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.health import Liveness
 from ktrdr_operator.intake import Intake
-from ktrdr_operator.leader import LEASE_NAME, Leader, LeaseLostError
+from ktrdr_operator.leader import Leader, LeaseLostError
 from ktrdr_operator.manifests import PodDefaults
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
@@ -108,12 +108,19 @@ async def leadership(
     # Its own connections: a renewal must not stand in line behind 500 creates.
     cluster = await Cluster.connect(max_in_flight=1, on_request=metrics.request)
     identity = f"{socket.gethostname()}_{uuid.uuid4()}"
-    leader = Leader(cluster, settings.lease_namespace, identity, utc_now, time.monotonic)
-    metrics.leading(LEASE_NAME, leads=False)
+    leader = Leader(
+        cluster,
+        settings.lease_namespace,
+        settings.lease_name,
+        identity,
+        utc_now,
+        time.monotonic,
+    )
+    metrics.leading(leader.name, leads=False)
     liveness.expect("lease")
     try:
         await run_until_stopped(stop, leader.acquire(lambda: liveness.beat("lease")))
-        metrics.leading(LEASE_NAME, leads=not stop.is_set())
+        metrics.leading(leader.name, leads=not stop.is_set())
         yield leader
     finally:
         await leader.release()
