@@ -1,6 +1,6 @@
-"""Every name that two programs must agree on: one documented constant each.
+"""Names that several programs must agree on, one documented constant each.
 
-Called by all packages. Values here are API: a change needs a decision record.
+Used by all packages. The values are API: a change needs a decision record.
 """
 
 from typing import Final
@@ -14,15 +14,15 @@ SINGULAR: Final = "trainingjob"
 SHORT_NAME: Final = "ktj"
 CATEGORY: Final = "ktrdr"
 RESOURCE: Final = f"{PLURAL}.{GROUP}"
-"""What people type: another vendor ships a plural `trainingjobs` too."""
+"""Full name for kubectl: another vendor's CRD has the same plural `trainingjobs`."""
 
 NAME_MAX_LENGTH: Final = 52
 """Leaves room for `-<attempt>-<rank>` in a 63-character pod hostname."""
 
 OPERATOR_MANAGER: Final = "ktrdr-operator"
-"""SSA field manager of everything the operator writes."""
+"""Server-side apply field manager of the operator."""
 TRAINER_MANAGER: Final = "ktrdr-trainer"
-"""SSA field manager of `status.progress`."""
+"""Server-side apply field manager of the trainer, which writes `status.progress`."""
 
 LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"

@@ -244,26 +244,30 @@ def test_schema_is_explained_by_kubectl(cluster: Kube) -> None:
     assert "Seconds the trainer has to end by itself" in text
 
 
-def test_printer_columns_show_live_progress(kube: Kube) -> None:
+def test_printer_columns_show_progress_and_the_message(kube: Kube) -> None:
     kube.create(training_job())
     display = {"epoch": "3/50", "eta": "4m20s", "loss": "0.25", "batch": "120/640"}
-    body = progress(attempt=1, percentage=7, display=display)
+    body = progress(attempt=1, percentage=7, display={**display, "progress": "7%"})
+    body["status"] |= {"phase": "Running", "reason": "Running", "message": "Trainer is running"}
     kube.patch("trainingjobs.ktrdr.io", "job", body, STATUS)
-    narrow = kube.run("get", "ktj", "job")
-    wide = kube.run("get", "ktj", "job", "-owide")
-    assert narrow.split("\n")[0].split() == [
-        "NAME",
-        "PHASE",
-        "PROGRESS",
-        "EPOCH",
-        "ETA",
-        "GPUS",
-        "RETRIES",
-        "AGE",
-    ]
-    assert wide.split("\n")[0].split()[8:] == ["LOSS", "BATCH", "HOST", "CHECKPOINT", "REASON"]
-    assert {"7", "3/50", "4m20s"} <= set(narrow.split())
-    assert {"0.25", "120/640"} <= set(wide.split())
+    narrow = kube.run("get", "ktj", "job").splitlines()
+    wide = kube.run("get", "ktj", "job", "-owide").splitlines()
+    head = ["NAME", "PHASE", "PROGRESS", "EPOCH", "ETA", "GPUS", "RETRIES", "AGE"]
+    assert narrow[0].split() == head
+    assert wide[0].split() == [*head, "LOSS", "BATCH", "HOST", "CHECKPOINT", "REASON", "MESSAGE"]
+    assert narrow[1].split()[:5] == ["job", "Running", "7%", "3/50", "4m20s"]
+    assert {"0.25", "120/640"} <= set(wide[1].split())
+    assert wide[1].endswith("Trainer is running")
+
+    # The operator empties these texts once the job has failed, so that it does not look alive.
+    body["status"]["progress"]["display"] = {"epoch": "3/50"}
+    kube.apply(
+        {**training_job(), "status": {"progress": body["status"]["progress"]}},
+        "--server-side",
+        "--force-conflicts",
+        STATUS,
+    )
+    assert kube.run("get", "ktj", "job").splitlines()[1].split()[:3] == ["job", "Running", "3/50"]
 
 
 def apply_status(kube: Kube, manager: str, status: Raw) -> Raw:

@@ -134,13 +134,13 @@ def test_two_installations_with_rights_in_one_namespace_each_work_side_by_side(
         namespace = bench.kube.namespace
         account = f"system:serviceaccount:{namespace}:{DEPLOYMENT}"
         for elsewhere in (*(other.kube.namespace for other in teams.values()), "default"):
-            allowed = can(bench, account, "create", "pods", elsewhere)
+            allowed = can_create_pods(bench, account, elsewhere)
             assert allowed == (elsewhere == namespace), elsewhere
 
 
-def can(bench: Workbench, account: str, verb: str, resource: str, namespace: str) -> bool:
-    """Whether RBAC lets an account do something in a namespace."""
-    words = ("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}")
+def can_create_pods(bench: Workbench, account: str, namespace: str) -> bool:
+    """Whether RBAC lets an account create pods in a namespace."""
+    words = ("auth", "can-i", "create", "pods", f"--as={account}", f"--namespace={namespace}")
     try:
         return bench.kube.run(*words).strip() == "yes"
     except RefusedError:  # kubectl says no with exit code 1
