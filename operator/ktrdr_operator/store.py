@@ -299,9 +299,7 @@ class Store:
         if key is None:
             return False
         pod = PodKey(metadata["namespace"], metadata["name"])
-        known = self._pods.records.get(pod)
-        self._pods.drop(pod, metadata["uid"], int(metadata["resourceVersion"]))
-        if self._pods.records.get(pod) is None and (known is None or known.uid == metadata["uid"]):
+        if self._pods.drop(pod, metadata["uid"], int(metadata["resourceVersion"])):
             self._remember_deleted(key, view_pod(raw, gone=True))
         job = self.jobs.get(key)
         return job is not None and not job.is_settled
@@ -323,6 +321,7 @@ class Store:
         pod = PodKey(key.namespace, name)
         record = None if raw is None else known_pod(key, raw)
         if record is not None and not self._is_kept(record):
+            self._pods.forget(pod)
             return
         self._pods.put_live(pod, record, before)
         if before is not None and self._pods.records.get(pod) is None:
