@@ -27,10 +27,11 @@ from ktrdr_operator import handlers, health, logs
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.health import Liveness
 from ktrdr_operator.intake import Intake
-from ktrdr_operator.leader import LEASE_NAME, Leader, LeaseLostError
+from ktrdr_operator.leader import Leader, LeaseLostError
+from ktrdr_operator.manifests import PodDefaults
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
-from ktrdr_operator.reconcile import Reconciler
+from ktrdr_operator.reconcile import Clocks, Reconciler
 from ktrdr_operator.report_interval import ReportIntervalController
 from ktrdr_operator.resync import Resync
 from ktrdr_operator.settings import PREFIX, Settings
@@ -107,12 +108,19 @@ async def leadership(
     # Its own connections: a renewal must not stand in line behind 500 creates.
     cluster = await Cluster.connect(max_in_flight=1, on_request=metrics.request)
     identity = f"{socket.gethostname()}_{uuid.uuid4()}"
-    leader = Leader(cluster, settings.lease_namespace, identity, utc_now, time.monotonic)
-    metrics.leading(LEASE_NAME, leads=False)
+    leader = Leader(
+        cluster,
+        settings.lease_namespace,
+        settings.lease_name,
+        identity,
+        utc_now,
+        time.monotonic,
+    )
+    metrics.leading(leader.name, leads=False)
     liveness.expect("lease")
     try:
         await run_until_stopped(stop, leader.acquire(lambda: liveness.beat("lease")))
-        metrics.leading(LEASE_NAME, leads=not stop.is_set())
+        metrics.leading(leader.name, leads=not stop.is_set())
         yield leader
     finally:
         await leader.release()
@@ -201,20 +209,35 @@ def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Live
             now=utc_now,
         ),
         report_intervals=ReportIntervalController(store, queue, settings.report_writes_per_second),
-        reconciler=Reconciler(cluster, store, queue, limits(settings), metrics, events, utc_now),
+        reconciler=Reconciler(
+            cluster,
+            store,
+            queue,
+            limits=limits(settings),
+            defaults=pod_defaults(settings),
+            metrics=metrics,
+            events=events,
+            clocks=Clocks(utc_now, time.monotonic),
+        ),
         events=events,
         registry=handlers.registry(intake, cluster, session),
     )
 
 
 def limits(settings: Settings) -> Limits:
-    """What of the settings decisions obey."""
+    """Select the settings that policies depend on."""
     return Limits(
-        trainer_image=settings.trainer_image,
-        image_pull_policy=settings.trainer_image_pull_policy,
         image_pull_grace_seconds=settings.image_pull_grace_seconds,
         retry_base_seconds=settings.retry_backoff_base_seconds,
         retry_cap_seconds=settings.retry_backoff_cap_seconds,
+    )
+
+
+def pod_defaults(settings: Settings) -> PodDefaults:
+    """Select the settings that trainer pods are made of."""
+    return PodDefaults(
+        image=settings.trainer_image,
+        image_pull_policy=settings.trainer_image_pull_policy,
     )
 
 

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     a small part of what an API server can do, and let 600 jobs report every 2 seconds."""
     leader_election: bool = False
     """Whether to work only while holding a Lease. Off: a single operator needs none."""
+    lease_name: str = "ktrdr-operator"
+    """Name of the Lease."""
     lease_namespace: str = ""
     """Namespace of the Lease; required with leader_election, normally the operator's own."""
     image_pull_grace_seconds: Annotated[float, Field(ge=0)] = 300
