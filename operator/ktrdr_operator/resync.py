@@ -31,7 +31,7 @@ from ktrdr_client.cluster import (
 )
 from ktrdr_operator.intake import Cause, priority_of
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.queue import Priority, WorkQueue
 from ktrdr_operator.store import JobKey, KnownJob, ResyncToken, Store, job_key
 from ktrdr_operator.views import Raw
 from ktrdr_operator.watches import Watches
@@ -179,7 +179,7 @@ class Resync:
         now = self.now()
         for key, job in self.store.jobs.items():
             if (due := _deletion_time(job)) is not None:
-                self.queue.add_after(key, (due - now).total_seconds())
+                self.queue.add_after(key, (due - now).total_seconds(), Priority.STATUS_ONLY)
 
 
 def _deletion_time(job: KnownJob) -> datetime | None:

@@ -143,6 +143,20 @@ def test_store_live_get_lowers_the_version_after_a_restore(store: Store) -> None
     assert raw["metadata"]["resourceVersion"] == "10"
 
 
+def test_store_body_of_a_settled_job_that_was_read_live_is_kept_until_the_next_list(
+    store: Store,
+) -> None:
+    settled = job(1, status={**FINISHED, "progress": progress_raw()})
+    store.put_job(settled)
+    assert store.job_raw(KEY) is None
+    store.put_live_job(KEY, settled, store.jobs[KEY])
+    assert store.job_raw(KEY) == settled
+    assert store.jobs[KEY].is_settled
+    assert not store.put_job(settled)
+    assert store.replace([settled], []) == set()
+    assert (store.job_raw(KEY), store.jobs[KEY].is_settled) == (None, True)
+
+
 def test_store_list_finds_alive_what_was_thought_deleted(store: Store) -> None:
     store.put_job(job(5))
     store.drop_job(KEY, UID)
