@@ -147,7 +147,7 @@ async def test_workers_start_when_the_store_is_complete() -> None:
 
 
 class SlowApi:
-    """An API server whose list of TrainingJobs never ends, and that counts renewals of the Lease."""
+    """An API server whose list of TrainingJobs never ends; it counts renewals of the Lease."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] = {}

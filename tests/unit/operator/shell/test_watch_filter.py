@@ -172,6 +172,12 @@ def test_filter_enqueues_of_a_pod_only_what_decisions_see(shell: Shell) -> None:
     assert [shell.enqueues(text) for text in lines] == [enqueues for *_, enqueues in story]
 
 
+def test_filter_measures_how_long_each_event_took_since_it_was_received(shell: Shell) -> None:
+    shell.filter.filter_lines([line("ADDED", job(1)), line("MODIFIED", job(2))])
+    count = shell.metrics.registry.get_sample_value("ktrdr_event_handler_lag_seconds_count")
+    assert count == 2
+
+
 def test_filter_survives_what_it_cannot_read(shell: Shell) -> None:
     broken = {"kind": "Pod", "metadata": {"uid": "p", "resourceVersion": "1"}}
     assert not shell.enqueues(line("MODIFIED", broken))
