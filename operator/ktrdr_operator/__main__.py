@@ -5,6 +5,7 @@ restarted is better than alive and blind.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
@@ -24,21 +26,27 @@ from ktrdr_client.cluster import PODS, TRAINING_JOBS, ApiError, Cluster
 from ktrdr_operator import handlers, health, logs
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.health import Liveness
+from ktrdr_operator.intake import Intake
 from ktrdr_operator.leader import Leader, LeaseLostError
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Reconciler
-from ktrdr_operator.report_interval import ReportIntervalController
+from ktrdr_operator.report_interval import ReportBudget, ReportIntervalController
 from ktrdr_operator.resync import Resync
 from ktrdr_operator.settings import PREFIX, Settings
 from ktrdr_operator.snapshot import Limits
 from ktrdr_operator.store import JobKey, Store
 from ktrdr_operator.watch_filter import WatchFilter
+from ktrdr_operator.watch_session import WatchSession
+from ktrdr_operator.watches import Watches
 
 log: Final = logging.getLogger("ktrdr_operator")
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_SETTINGS: Final = 2
+GC_THRESHOLDS: Final = (50_000, 20, 50)
+"""Allocations before the youngest generation is searched for cycles (Python: 700), and how often
+each generation is searched before the next older one."""
 
 
 class TaskExitedError(Exception):
@@ -118,50 +126,92 @@ async def leadership(
         await cluster.close()
 
 
-def build_parts(
-    settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Liveness
-) -> tuple[Resync, Callable[[Callable[[], None]], dict[str, Coroutine[Any, Any, None]]]]:
-    """Wire the operator together.
+@dataclass(frozen=True)
+class Operator:
+    """All parts of the operator, wired together."""
 
-    Returns:
-        What fills the store first; and what starts everything else after that, given a function
-        that takes the signals back from kopf.
-    """
-    store, queue = Store(), WorkQueue[JobKey](clock=time.monotonic)
-    events = EventRecorder(cluster, metrics, utc_now)
-    watch_filter = WatchFilter(
-        store, metrics, time.monotonic, liveness.beat, relisted=asyncio.Event()
-    )
-    metrics.watch_store(store, queue.__len__, watch_filter.progress_age_seconds)
-    resync = Resync(
-        cluster,
-        store,
-        queue,
-        watch_filter,
-        namespaces=settings.namespaces(),
-        period_seconds=settings.resync_seconds,
-        random=Random(),  # noqa: S311 - spreads load, guards nothing
-    )
-    report_intervals = ReportIntervalController(store, queue, settings.report_writes_per_second)
-    reconciler = Reconciler(cluster, store, queue, limits(settings), metrics, events, utc_now)
-    table = handlers.registry(handlers.Handlers(store, queue, metrics, watch_filter), cluster)
+    settings: Settings
+    liveness: Liveness
+    metrics: Metrics
+    queue: WorkQueue[JobKey]
+    watches: Watches
+    resync: Resync
+    report_intervals: ReportIntervalController
+    reconciler: Reconciler
+    events: EventRecorder
+    registry: handlers.Registry
 
-    def parts(started: Callable[[], None]) -> dict[str, Coroutine[Any, Any, None]]:
-        # Before any worker: the interval that an earlier operator has set stays.
-        report_intervals.look()
+    def tasks(self, started: Callable[[], None]) -> dict[str, Coroutine[Any, Any, None]]:
+        """Everything that runs until the process ends, by name.
+
+        Args:
+            started: called once kopf has taken over the signal handlers, to take them back.
+        """
         return {
-            "workers": queue.run(settings.workers, health.with_canary(liveness, reconciler.work)),
-            "events": events.run(),
-            "resync": resync.run(),
-            "pace": report_intervals.run(),
-            "canary": health.run_canary(queue, metrics),
-            # After those above: at its end kopf ends all tasks that are younger than itself.
-            "kopf": handlers.run_kopf(
-                table, handlers.kopf_settings(), settings.watch_namespaces, started
-            ),
+            "watches": self._watch(started),
+            "resync": self.resync.run(),
+            "workers": self._work(),
+            "report intervals": self._adjust_report_intervals(),
+            "events": self.events.run(),
+            "canary": health.run_canary(self.queue, self.metrics),
         }
 
-    return resync, parts
+    async def _watch(self, started: Callable[[], None]) -> None:
+        await self.resync.wait_for_server()
+        self.liveness.expect(*self.watches.unpositioned)
+        await handlers.run_kopf(
+            self.registry,
+            handlers.kopf_settings(),
+            self.settings.watch_namespaces,
+            started,
+        )
+
+    async def _work(self) -> None:
+        # Not before the store is complete: a job whose pods are unknown costs a request for each.
+        await self.resync.filled.wait()
+        log.info("Initial list complete, starting %d workers", self.settings.workers)
+        work = health.with_canary(self.liveness, self.reconciler.work)
+        await self.queue.run(self.settings.workers, work)
+
+    async def _adjust_report_intervals(self) -> None:
+        # Not before all jobs are counted: few seem to be running, and would be told to hurry.
+        await self.resync.filled.wait()
+        self.report_intervals.update()
+        await self.report_intervals.run()
+
+
+def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Liveness) -> Operator:
+    """Wire the operator together; starts nothing."""
+    store, queue = Store(), WorkQueue[JobKey](clock=time.monotonic)
+    events = EventRecorder(cluster, metrics, utc_now)
+    intake = Intake(store, queue)
+    scopes = settings.namespaces()
+    paths = {kind.path(namespace) for kind in (TRAINING_JOBS, PODS) for namespace in scopes}
+    watches = Watches(liveness.beat, unpositioned=paths)
+    session = WatchSession(WatchFilter(intake, metrics), watches)
+    metrics.watch_store(store, queue.__len__, store.progress_age_seconds)
+    return Operator(
+        settings=settings,
+        liveness=liveness,
+        metrics=metrics,
+        queue=queue,
+        watches=watches,
+        resync=Resync(
+            cluster,
+            store,
+            queue,
+            watches,
+            metrics,
+            namespaces=scopes,
+            period_seconds=settings.resync_seconds,
+            random=Random(),  # noqa: S311 - spreads load, guards nothing
+            now=utc_now,
+        ),
+        report_intervals=ReportIntervalController(store, queue, report_budget(settings)),
+        reconciler=Reconciler(cluster, store, queue, limits(settings), metrics, events, utc_now),
+        events=events,
+        registry=handlers.registry(intake, cluster, session),
+    )
 
 
 def limits(settings: Settings) -> Limits:
@@ -175,11 +225,16 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def report_budget(settings: Settings) -> ReportBudget:
+    """Select the settings that the report interval depends on."""
+    return ReportBudget(settings.report_writes_per_second, settings.report_bytes_per_second)
+
+
 async def operate(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT.
 
     Raises:
-        Exception: a part has died; the process must end.
+        Exception: a task has failed; the process must end.
     """
     stop = asyncio.Event()
     install_signal_handlers(stop)
@@ -189,20 +244,28 @@ async def operate(settings: Settings) -> None:
     log.info("operator for %s at %s, HTTP on %s", names.RESOURCE, cluster.server, runner.addresses)
     try:
         async with leadership(settings, metrics, liveness, stop) as leader:
-            resync, parts = build_parts(settings, cluster, metrics, liveness)
-            await run_until_stopped(stop, resync.first())
             if stop.is_set():
                 return
-            log.info("first listing done, working with %d workers", settings.workers)
-            for namespace in settings.namespaces():
-                liveness.expect(TRAINING_JOBS.path(namespace), PODS.path(namespace))
-            running = parts(lambda: install_signal_handlers(stop))
-            if leader is not None:
-                running["lease"] = leader.hold(lambda: liveness.beat("lease"))
-            await run_until_stopped(stop, run_tasks(running))
+            operator = build(settings, cluster, metrics, liveness)
+            tasks = operator.tasks(lambda: install_signal_handlers(stop))
+            if leader is not None:  # from now on, also while the first list takes its time
+                tasks["lease"] = leader.hold(lambda: liveness.beat("lease"))
+            await run_until_stopped(stop, run_tasks(tasks))
     finally:
         await runner.cleanup()
         await cluster.close()
+
+
+def tune_garbage_collection() -> None:
+    """Keep the garbage collector from pausing the event loop.
+
+    It looks for reference cycles, which nearly nothing here makes: parsed JSON is freed without
+    it. With Python's own thresholds, reading a full list makes it traverse all modules and the
+    whole store again and again (measured with 10,000 jobs: TODO).
+    """
+    gc.collect()
+    gc.freeze()  # what has been imported stays
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def main() -> int:
@@ -216,6 +279,7 @@ def main() -> int:
             log.critical("%s%s: %s", PREFIX, field or "*", error["msg"])
         return EXIT_BAD_SETTINGS
     logs.configure(settings.log_level, settings.log_format)
+    tune_garbage_collection()
     try:
         asyncio.run(operate(settings))
     except (ApiError, LeaseLostError, TaskExitedError, OSError) as error:

@@ -9,7 +9,7 @@ from ktrdr_client.cluster import TRAINING_JOBS, ClusterApi
 from ktrdr_operator import manifests
 from ktrdr_operator.executors import cluster_pods
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, Plan
-from ktrdr_operator.store import Store
+from ktrdr_operator.store import JobKey, Store
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Applier:
             ApiError: the API server refused or did not answer; observing again is safe.
         """
         pod = await cluster_pods.start_attempt(self.cluster, job, start, self.limits)
-        self.store.put_pod_if_unknown(pod)
+        self.store.put_created_pod(JobKey(job.namespace, job.name), pod)
 
     async def write_status(self, job: JobView, plan: Plan) -> bool:
         """Write the operator's share of status, if it differs; returns whether it did."""

@@ -18,12 +18,11 @@ from ktrdr_api.training_job import (
 from ktrdr_client.cluster import CONFIG_MAPS, PODS, TRAINING_JOBS, ClusterApi
 from ktrdr_operator.snapshot import (
     JobView,
-    PodView,
     Snapshot,
     StrategyText,
 )
 from ktrdr_operator.store import JobKey, Store
-from ktrdr_operator.views import Raw, sanitize, training_job_uid, view_job, view_pod
+from ktrdr_operator.views import Raw, sanitize, training_job_uid, view_job
 
 log: Final = logging.getLogger(__name__)
 
@@ -41,55 +40,42 @@ async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
         ValidationError: the object is not a TrainingJob; the caller makes it a condition.
     """
     await _fetch_owner(cluster, store, key)
-    raw = store.jobs.get(key)
-    job = view_job(_with_latest_progress(store, raw)) if raw else None
+    raw = await _read_job(cluster, store, key)
+    job = view_job(raw) if raw else None
     snapshot = Snapshot(
         job=job,
-        pods=_view_pods(store, key),
+        pods=store.pods_of(key),
         strategy=None,
-        report_period_seconds=store.report_period_seconds,
+        report_period_seconds=store.report_interval_seconds,
     )
     if job is None:
         return snapshot
     if await _fetch_missing_pod(cluster, store, snapshot, job):
-        snapshot = replace(snapshot, pods=_view_pods(store, key))
+        snapshot = replace(snapshot, pods=store.pods_of(key))
     if not _may_start(snapshot, job):
         return snapshot
     return replace(snapshot, strategy=await _read_strategy(cluster, job))
 
 
-def _with_latest_progress(store: Store, raw: Raw) -> Raw:
-    latest = store.latest_progress.get(raw["metadata"]["uid"])
-    if latest is None:
-        return raw
-    version, progress = latest
-    return {
-        **raw,
-        "metadata": {**raw["metadata"], "resourceVersion": version},
-        "status": {**raw.get("status", {}), "progress": progress},
-    }
-
-
-def _view_pods(store: Store, key: JobKey) -> tuple[PodView, ...]:
-    return (
-        *(view_pod(pod) for pod in store.pods.get(key, {}).values()),
-        *(view_pod(pod, gone=True) for pod in store.gone.get(key, {}).values()),
-    )
+async def _read_job(cluster: ClusterApi, store: Store, key: JobKey) -> Raw | None:
+    """The TrainingJob as known; a finished one is read, as its body is not kept."""
+    known = store.jobs.get(key)
+    if known is None or not known.is_settled:
+        return store.job_raw(key)
+    raw = await cluster.get(TRAINING_JOBS, key.namespace, key.name)
+    store.put_live_job(key, raw, known)
+    return raw
 
 
 async def _fetch_owner(cluster: ClusterApi, store: Store, key: JobKey) -> None:
     """Ask the API server before believing that pods have outlived their TrainingJob."""
-    raw = store.jobs.get(key)
-    known = raw["metadata"]["uid"] if raw else None
-    staying = (pod["metadata"] for pod in store.pods.get(key, {}).values())
-    owners = {training_job_uid(pod) for pod in staying if "deletionTimestamp" not in pod}
-    if not owners - {"", known} - store.dead:
+    known = store.jobs.get(key)
+    staying = (pod for pod in store.pods_of(key) if not pod.gone and not pod.deleting)
+    owners = {pod.owner_uid for pod in staying} - {"", known.uid if known else ""}
+    if all(store.is_deleted(uid) for uid in owners):
         return
     newest = await cluster.get(TRAINING_JOBS, key.namespace, key.name)
-    if newest is not None:
-        store.put_job(newest)
-    elif known is not None:
-        store.drop_job(key, known)
+    store.put_live_job(key, newest, known)
 
 
 def _may_start(snapshot: Snapshot, job: JobView) -> bool:
@@ -105,9 +91,10 @@ async def _fetch_missing_pod(
     if job.status.attempt == 0 or snapshot.current() is not None or is_finished(job.status):
         return False
     name = names.pod_name(job.name, job.status.attempt)
+    key = JobKey(job.namespace, job.name)
+    known = store.pod(key, name)
     pod = await cluster.get(PODS, job.namespace, name)
-    if pod is not None:
-        store.put_pod(pod)
+    store.put_live_pod(key, name, pod, known)
     return pod is not None
 
 

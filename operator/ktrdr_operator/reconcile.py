@@ -86,7 +86,7 @@ class Reconciler:
             await self._write_invalid(key, invalid)
             return
         plan = decide(snapshot, self.now(), self.limits)
-        job = snapshot.job
+        job, raw = snapshot.job, self.store.job_raw(key)
         try:
             await self._applier.apply(key.namespace, job, plan)
         except (NotFound, Conflict, Invalid):
@@ -101,13 +101,12 @@ class Reconciler:
                 await self._write_create_failure(key, refused)
                 return
         if job is not None:
-            self._record_events(key, job, plan)
+            self._record_events(key, job, plan, raw)
         if plan.requeue_seconds is not None:
             self.queue.add_after(key, plan.requeue_seconds)
 
-    def _record_events(self, key: JobKey, job: JobView, plan: Plan) -> None:
+    def _record_events(self, key: JobKey, job: JobView, plan: Plan, raw: Raw | None) -> None:
         """Events and counters, after the status they speak of is written."""
-        raw = self.store.jobs.get(key)
         for event in plan.events:
             if raw is not None:
                 self.events.record(raw, event.kind, event.reason, event.message)
@@ -143,14 +142,15 @@ class Reconciler:
             return
         case = PolicyInput(snapshot=snapshot, job=snapshot.job, now=self.now(), limits=self.limits)
         plan = finish(case.job, create_failed(case, reason, sanitize(str(refused))), case.now)
+        raw = self.store.job_raw(key)
         await self._applier.write_status(case.job, plan)
-        self._record_events(key, case.job, plan)
+        self._record_events(key, case.job, plan, raw)
         self.queue.add_after(key, plan.requeue_seconds or 0.0)
 
     async def _write_invalid(self, key: JobKey, invalid: ValidationError) -> None:
         """The schema should make this impossible; if not, it is one job's condition."""
-        raw = self.store.jobs[key]
-        if raw.get("status", {}).get("phase") == Phase.FAILED:
+        raw = self.store.job_raw(key)
+        if raw is None or raw.get("status", {}).get("phase") == Phase.FAILED:
             return
         first = invalid.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -163,16 +163,13 @@ class Reconciler:
         )
         plan = finish(job, draft, self.now())
         await self._applier.write_status(job, plan)
-        self._record_events(key, job, plan)
+        self._record_events(key, job, plan, raw)
 
     async def _refresh(self, key: JobKey) -> None:
         """The store was behind the server: look again before the next try."""
-        raw = await self.cluster.get(TRAINING_JOBS, key.namespace, key.name)
         known = self.store.jobs.get(key)
-        if raw is not None:
-            self.store.put_job(raw)
-        elif known is not None:
-            self.store.drop_job(key, known["metadata"]["uid"])
+        raw = await self.cluster.get(TRAINING_JOBS, key.namespace, key.name)
+        self.store.put_live_job(key, raw, known)
 
     def _log_failure(self, key: JobKey, error: Exception, delay: float) -> None:
         expected = isinstance(error, ApiError | NameConflictError)

@@ -11,8 +11,7 @@ from engine_world import KEY, Operator, World, live
 from ktrdr_api import names
 from ktrdr_client.cluster import PODS, TRAINING_JOBS
 from ktrdr_operator.handlers import Handlers
-from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.watch_filter import WatchFilter
+from ktrdr_operator.intake import Intake
 
 Event = dict[str, Any]
 
@@ -47,11 +46,7 @@ class Watch:
 
 def listen(operator: Operator) -> Handlers:
     """The operator's own event handlers."""
-    metrics = Metrics()
-    watch_filter = WatchFilter(
-        operator.store, metrics, operator.world.monotonic, lambda _: None, asyncio.Event()
-    )
-    return Handlers(operator.store, operator.queue, metrics, watch_filter)
+    return Handlers(Intake(operator.store, operator.queue))
 
 
 async def deliver(handlers: Handlers, event: Event) -> None:

@@ -19,7 +19,6 @@ from ktrdr_client.cluster import (
     Unreachable,
 )
 from ktrdr_client.testing import Request
-from ktrdr_operator.store import Store
 
 CANCEL_AT = {"cancelled while running": 4, "cancelled while pending": 1, "cancelled in backoff": 6}
 STORIES: dict[str, tuple[dict[int, str], Raw]] = {
@@ -296,7 +295,7 @@ async def test_reconcile_deleted_job_stops_its_pods() -> None:
     assert world.alive() == ["fx-1-0"]
     world.delete_job()
     world.cluster.requests.clear()
-    operator.store.drop_job(KEY, operator.store.jobs[KEY]["metadata"]["uid"])
+    operator.store.drop_job(KEY, operator.store.jobs[KEY].uid)
     await operator.work()
     assert [(r.method, r.kind) for r in world.cluster.requests] == [("delete", "Pod")]
     world.step()
@@ -420,22 +419,3 @@ async def test_reconcile_unreadable_progress_is_ignored() -> None:
     await operator.work()
     await live(world, operator)
     assert world.end()[:2] == ("Succeeded", "Completed")
-
-
-def test_store_does_not_raise_the_dead_nor_take_back_news() -> None:
-    store = Store()
-    old, new = pod_raw(), pod_raw(phase="Running")
-    old["metadata"]["resourceVersion"], new["metadata"]["resourceVersion"] = "9", "10"
-    store.put_pod(new)
-    store.put_pod(old)
-    assert store.pods[KEY]["fx-1-0"] is new
-    world = World()
-    world.submit()
-    job = world.job()
-    store.put_job(job)
-    store.drop_pod(new)
-    store.put_pod(new)
-    assert KEY not in store.pods
-    store.drop_job(KEY, job["metadata"]["uid"])
-    store.put_job(job)
-    assert KEY not in store.jobs
