@@ -171,34 +171,42 @@ def job(name: str, phase: str = "", **status: object) -> dict[str, Any]:
 
 @in_virtual_time
 async def test_report_interval_counts_jobs_that_run_or_soon_will_and_tells_those_that_run() -> None:
-    trainers = Trainers(ReportBudget(3, 1e9))
+    trainers = Trainers(ReportBudget(4.5, 1e9))
     trainers.start(8)
     trainers.store.put_job(job("new"))
     trainers.store.put_job(job("starting", "Starting"))
-    trainers.store.put_job(job("queued", "Starting", waiting={"reason": "Unschedulable"}))
-    trainers.store.put_job(job("ended", "Succeeded"))
+    trainers.store.put_job(job("told", "Running", reportPeriodSeconds=5))
+    for number in range(20):
+        waiting = {"reason": "Unschedulable"}
+        trainers.store.put_job(job(f"queued-{number}", "Starting", waiting=waiting))
+        trainers.store.put_job(job(f"ended-{number}", "Succeeded"))
     await trainers.update_for(20)
-    assert trainers.interval == 5  # 10 jobs, 3 reports per second
+    assert (
+        trainers.interval == 5
+    )  # 11 jobs, 4.5 reports per second; 9 would have 2 s, 31 would have 10 s
     assert sorted(key.name for _, key in trainers.told) == [f"job-{n}" for n in range(8)]
     await trainers.stop()
 
 
 @in_virtual_time
 async def test_report_interval_change_comes_after_jobs_that_may_need_an_action() -> None:
-    store, queue = Store(), WorkQueue[JobKey](clock=asyncio.get_running_loop().time)
-    for number in range(40):
-        store.put_job(job(f"job-{number}", "Running"))
-    ReportIntervalController(store, queue, BUDGET).update()
-    queue.add(JobKey("ns", "other"), Priority.RECONCILE)
+    trainers = Trainers()
+    trainers.start(40)
+    trainers.controller.update()
+    await trainers.stop()
     got: list[JobKey] = []
 
     async def work(key: JobKey, _: float) -> None:
         got.append(key)
+        await asyncio.sleep(60)
 
-    task = asyncio.create_task(queue.run(1, work))
-    await elapse(60)
+    trainers.queue.add(JobKey("ns", "in work"), Priority.STOP)
+    task = asyncio.create_task(trainers.queue.run(1, work))
+    await elapse(50)
+    trainers.queue.add(JobKey("ns", "other"), Priority.RECONCILE)
+    await elapse(50)
     await virtual_time.stop(task)
-    assert (got[0].name, len(got)) == ("other", 41)
+    assert [key.name for key in got] == ["in work", "other"]
 
 
 @in_virtual_time
@@ -234,6 +242,17 @@ async def test_report_interval_of_ten_thousand_untold_jobs_is_told_within_a_minu
     await trainers.update_for(61)
     assert trainers.load() <= 1
     assert trainers.most_told_in_a_second() <= 170
+    await trainers.stop()
+
+
+@in_virtual_time
+async def test_report_interval_that_grows_for_the_bytes_alone_is_urgent_too() -> None:
+    trainers = Trainers()
+    trainers.store.report_interval_seconds = 60
+    trainers.start(2_000, 80_000)  # 33 reports per second, but 2.7 MB
+    await trainers.update_for(30)
+    assert trainers.interval == 240
+    assert trainers.load() <= 1
     await trainers.stop()
 
 
