@@ -33,7 +33,7 @@ from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Reconciler
 from ktrdr_operator.report_interval import ReportBudget, ReportIntervalController
 from ktrdr_operator.resync import Resync
-from ktrdr_operator.settings import PREFIX, Settings
+from ktrdr_operator.settings import Settings, describe_problems
 from ktrdr_operator.snapshot import Limits
 from ktrdr_operator.store import JobKey, Store
 from ktrdr_operator.watch_filter import WatchFilter
@@ -274,9 +274,8 @@ def main() -> int:
         settings = Settings()
     except ValidationError as invalid:
         logs.configure("INFO", "text")
-        for error in invalid.errors():
-            field = "".join(str(part) for part in error["loc"][:1]).upper()
-            log.critical("%s%s: %s", PREFIX, field or "*", error["msg"])
+        for problem in describe_problems(invalid):
+            log.critical("%s", problem)
         return EXIT_BAD_SETTINGS
     logs.configure(settings.log_level, settings.log_format)
     tune_garbage_collection()
