@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from engine_builders import (
     CHECKPOINT,
+    DEFAULTS,
     JOB,
     LIMITS,
     MODEL,
@@ -32,7 +33,8 @@ from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.policies.interface import format_timestamp
 from ktrdr_operator.queue import WorkQueue
-from ktrdr_operator.reconcile import Reconciler
+from ktrdr_operator.reconcile import Clocks, Reconciler
+from ktrdr_operator.snapshot import Snapshot
 from ktrdr_operator.store import JobKey, Store
 
 KEY = JobKey(NAMESPACE, JOB)
@@ -102,19 +104,30 @@ class Operator:
     def __init__(self, world: "World", wire: Wire | None = None) -> None:
         self.world = world
         self.wire = wire or Wire(world)
-        self.store = Store()
+        self.store = Store(clock=world.monotonic)
         self.queue = WorkQueue[JobKey](clock=world.monotonic, random=Random(0))  # noqa: S311 - repeatable
         metrics = Metrics()
         server = cast(ClusterApi, self.wire)
         self.events = EventRecorder(server, metrics, world.now)
         self.reconciler = Reconciler(
-            server, self.store, self.queue, LIMITS, metrics, self.events, world.now
+            server,
+            self.store,
+            self.queue,
+            limits=LIMITS,
+            defaults=DEFAULTS,
+            metrics=metrics,
+            events=self.events,
+            clocks=Clocks(world.now, world.monotonic),
         )
 
     def relist(self) -> None:
-        """Take the server's whole truth, as the resync does."""
+        """List everything, as the resync does."""
         cluster = self.world.cluster
         self.store.replace(cluster.read_all(TRAINING_JOBS), cluster.read_all(PODS))
+
+    async def observe(self, key: JobKey = KEY) -> Snapshot:
+        """What a decision would depend on now."""
+        return await self.reconciler.observer.observe(key)
 
     async def work(self, key: JobKey = KEY) -> None:
         """Reconcile once."""
@@ -126,7 +139,8 @@ class World:
     """One namespace and everybody who acts in it."""
 
     script: dict[int, str] = field(default_factory=dict)
-    """What the trainer of an attempt does: succeed (default), stay, fail, oom, bad, vanish."""
+    """What the trainer of an attempt does: succeed (default), stay, fail, oom, bad, vanish, reject,
+    disrupt."""
     cluster: FakeCluster = field(init=False)
     turns: int = 0
     """Steps the kubelet has taken."""
@@ -203,7 +217,7 @@ class World:
         """What must hold whenever there is one more pod."""
         assert len(self.alive()) <= 1, self.alive()
         for pod in self.pods():
-            attempt = int(pod["metadata"]["labels"][names.LABEL_ATTEMPT])
+            attempt = attempt_of(pod)
             if attempt not in self.attempts:
                 assert attempt == len(self.attempts) + 1, (self.attempts, attempt)
                 self.attempts.append(attempt)
@@ -240,6 +254,8 @@ class World:
         elif "nodeName" not in pod["spec"]:
             pod["spec"]["nodeName"] = "node-1"
             status["phase"] = "Pending"
+            if self.script.get(attempt_of(pod)) == "reject":
+                status.update(phase="Failed", reason="OutOfcpu", message="Pod was rejected")
             self._put(PODS, pod)
         elif status["phase"] == "Pending":
             status["phase"] = "Running"
@@ -248,7 +264,7 @@ class World:
             self._train(pod)
 
     def _train(self, pod: Raw) -> None:
-        attempt = int(pod["metadata"]["labels"][names.LABEL_ATTEMPT])
+        attempt = attempt_of(pod)
         uid = pod["metadata"]["ownerReferences"][0]["uid"]
         raw = self.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
         if raw is not None and raw["metadata"]["uid"] == uid:
@@ -283,6 +299,8 @@ class World:
                 self._end(pod, 2, word)
             case "oom":
                 self._end(pod, 137, "", reason="OOMKilled")
+            case "disrupt":
+                self._end(pod, 143, "")
             case "vanish":
                 self.cluster.remove(PODS, NAMESPACE, pod["metadata"]["name"])
             case "stay":
@@ -323,6 +341,11 @@ class World:
             tuple(self.attempts),
             self.alive(),
         )
+
+
+def attempt_of(pod: Raw) -> int:
+    """Attempt of a pod, from its name: labels can be removed."""
+    return int(pod["metadata"]["name"].split("-")[-2])
 
 
 async def live(world: World, *operators: Operator) -> None:

@@ -1,5 +1,5 @@
-"""The API as pure data: what a TrainingJob is, what a run is told, what it answers.
+"""API as pure data: the TrainingJob, the strategy format, and the request and result of a run.
 
-Everybody imports this package; it imports pydantic, PyYAML and the standard library only, and does
-no I/O (`crd.py`, run by `make generate`, is the one module that writes files).
+Every other package imports this one. It imports only pydantic, PyYAML and the standard library and
+does no I/O; only the generators `crd.py` and `reference.py`, run by `make generate`, write files.
 """

@@ -1,7 +1,7 @@
-"""Condition types, and every reason that can stand in one: the vocabulary of `kubectl describe`.
+"""Condition types, phases and reasons of a TrainingJob, each with its meaning.
 
-Used by the operator's policies and by the documentation (`docs/reference/conditions.md` is
-generated from this module). A reason is API: scripts and alerts match on it.
+The operator's policies set them; `reference.py` generates docs/reference/conditions.md from the
+docstrings here. All of these values are API: scripts and alerts match on them.
 """
 
 from enum import StrEnum
@@ -9,24 +9,24 @@ from typing import Final
 
 
 class ConditionType(StrEnum):
-    """The eight conditions of a TrainingJob; all are present from the operator's first visit."""
+    """The eight conditions of a TrainingJob; all are present from the operator's first update."""
 
     RECONCILING = "Reconciling"
-    """Not yet where the spec wants it (kstatus: InProgress)."""
+    """The operator is working towards the spec (kstatus: InProgress)."""
     STALLED = "Stalled"
-    """Failed for good (kstatus: Failed)."""
+    """The job has failed and will not be retried (kstatus: Failed)."""
     SUSPENDED = "Suspended"
-    """Holds no pod on purpose; always False in this version."""
+    """The job has no pod because it is suspended; always False in this version."""
     RUNNING = "Running"
     """The trainer has started and has not ended."""
     COMPLETE = "Complete"
-    """The model is stored."""
+    """The trained model is on the output volume."""
     FAILED = "Failed"
-    """Ended without a model: failure or cancel."""
+    """The job has ended without a model: it failed or was cancelled."""
     CANCELLED = "Cancelled"
-    """Ended because a person asked; the receipt is in `status.cancellation`."""
+    """The job has ended because a user cancelled it; the receipt is in `status.cancellation`."""
     FINISHED = "Finished"
-    """Will never run again, whatever the end was."""
+    """The job has ended, with any outcome, and will never run again."""
 
 
 TERMINAL: Final = (
@@ -35,89 +35,95 @@ TERMINAL: Final = (
     ConditionType.CANCELLED,
     ConditionType.FINISHED,
 )
-"""Once True, True for ever (also by CEL)."""
+"""Conditions that stay True once they are True; a CEL rule of the CRD enforces it."""
 
 
 class Reason(StrEnum):
-    """Reasons of conditions and events."""
+    """Reasons of conditions, of `status.reason`, of `status.waiting` and of Events."""
 
     PENDING = "Pending"
-    """Seen; a pod of an earlier TrainingJob of this name has to go first."""
+    """Waiting for a pod of a deleted TrainingJob with the same name to terminate."""
     STARTING = "Starting"
-    """An attempt is on record, the trainer has not started."""
+    """The pod of the current attempt is being created, scheduled or pulled."""
     UNSCHEDULABLE = "Unschedulable"
-    """No node takes the pod; `waiting.message` has the scheduler's words."""
+    """No node can run the pod; `waiting.message` has the scheduler's message."""
     IMAGE_PULL_FAILED = "ImagePullFailed"
-    """The image cannot be pulled; the job fails when that lasts longer than the grace time."""
+    """The kubelet cannot pull the image. A job that has never run fails after a grace period; a job
+    that has run waits until the image can be pulled."""
     VOLUME_NOT_READY = "VolumeNotReady"
-    """A PersistentVolumeClaim is missing or not bound."""
+    """A PersistentVolumeClaim does not exist or is not bound; the job starts once it is."""
     STRATEGY_NOT_FOUND = "StrategyNotFound"
-    """The ConfigMap or its key is missing; the job starts when it appears."""
+    """The ConfigMap with the strategy, or its key, does not exist; the job starts once it does."""
     FAILED_CREATE = "FailedCreate"
-    """The API server refused a child (quota, admission, PSA); `waiting.message` has its words."""
+    """The API server rejected the pod or another object of the job (quota, admission, Pod
+    Security) or could not be reached; retried at `waiting.retryTime`, and `waiting.message` has the
+    API server's message."""
     POD_NOT_READY = "PodNotReady"
-    """The pod is placed but not started: a volume, the sandbox, an init container, a device or a
-    scheduling gate holds it up; `waiting.message` has the words of the kubelet."""
+    """The pod exists but cannot start: a volume, the sandbox, an init container, a device or a
+    scheduling gate holds it up; `waiting.message` has the kubelet's message."""
     NAME_CONFLICT = "NameConflict"
-    """A child's name is taken by an object of another owner, which is left untouched."""
+    """An object with the name that the job needs belongs to another owner; it is left unchanged.
+    Delete it, or use another name for the TrainingJob."""
     RUNNING = "Running"
-    """The trainer runs."""
+    """The trainer is running."""
     NOT_REPORTING = "NotReporting"
-    """The trainer runs but has not reported progress for a while; it may hang."""
+    """The trainer is running but has not reported progress for a while; it may hang."""
     TERMINATING = "Terminating"
-    """The pod is being deleted and the end of its process is not confirmed."""
+    """The pod is being deleted, and its node has not confirmed that the process has ended."""
     RETRYING = "Retrying"
-    """An attempt ended and another will be made after the backoff."""
+    """An attempt has ended; the next one starts at `status.retryTime`."""
     CANCELLING = "Cancelling"
-    """Cancel was asked; the trainer has not ended yet."""
+    """A user has cancelled the job; the trainer has not ended yet."""
     CANCELLED = "Cancelled"
-    """Ended on request."""
+    """The job was cancelled by a user."""
     COMPLETED = "Completed"
-    """Ended with a stored model."""
+    """The trained model is on the output volume."""
     INVALID_STRATEGY = "InvalidStrategy"
-    """The strategy was refused (exit code 2)."""
+    """The strategy is invalid (exit code 2); not retried."""
     INVALID_REQUEST = "InvalidRequest"
-    """The request was refused (exit code 2), or the spec cannot be read."""
+    """The trainer cannot run with this request (exit code 2), the pod is invalid, or the operator
+    cannot read the spec; not retried."""
     INVALID_DATA = "InvalidData"
-    """Market data are missing or bad (exit code 3)."""
+    """Market data are missing or invalid (exit code 3); not retried."""
     OOM_KILLED = "OOMKilled"
-    """The trainer was killed at its memory limit; not retried."""
+    """The trainer was killed for lack of memory, at its limit or on its node; not retried."""
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
-    """Failed more often than `backoffLimit` allows."""
+    """The job has failed more often than `spec.backoffLimit` allows."""
     DISRUPTION_LIMIT_EXCEEDED = "DisruptionLimitExceeded"
-    """Disrupted more often in a row, without a new checkpoint, than `disruptionLimit` allows."""
+    """The job was disrupted more often in a row, without a new checkpoint, than
+    `spec.disruptionLimit` allows."""
     TRAINER_FAILED = "TrainerFailed"
-    """The trainer ended with an error."""
+    """The trainer exited with an error; retried up to `spec.backoffLimit` times."""
     DISRUPTED = "Disrupted"
     """The pod was evicted, preempted, drained, deleted, rejected by the kubelet or lost with its
-    node; retried, not counted in `retries`."""
+    node; retried, and not counted in `status.retries`."""
     TRAINER_WARNING = "TrainerWarning"
-    """Event only: a warning of the trainer, also in `status.warnings`."""
+    """Event only: a warning of the trainer, which is also in `status.warnings`."""
     EXPIRED = "Expired"
-    """Event only: `ttlSecondsAfterFinished` is over, the TrainingJob is deleted."""
+    """Event only: `spec.ttlSecondsAfterFinished` has passed, so the operator deletes the job."""
     NOT_APPLICABLE = "NotApplicable"
-    """This condition does not apply in the present state."""
+    """The condition is False in the current phase."""
 
 
 class Phase(StrEnum):
-    """One word for people, derived from the conditions; programs read conditions."""
+    """State in one word, for users; programs read the conditions, from which it is derived."""
 
     PENDING = "Pending"
-    """No pod yet; `message` says what is missing."""
+    """The job has no pod yet; `status.message` says what is missing."""
     STARTING = "Starting"
-    """The attempt is on record; its pod is being created, placed or pulled."""
+    """The pod of the current attempt is being created, scheduled or pulled."""
     RUNNING = "Running"
-    """The trainer runs."""
+    """The trainer is running."""
     CANCELLING = "Cancelling"
-    """Cancel was asked and the process has not ended yet."""
+    """A user has cancelled the job; the trainer has not ended yet."""
     RETRYING = "Retrying"
-    """An attempt has ended; the next one follows."""
+    """An attempt has ended; the next one starts at `status.retryTime`."""
     SUCCEEDED = "Succeeded"
-    """The model is stored."""
+    """The trained model is on the output volume; see `status.result`."""
     FAILED = "Failed"
-    """Ended without a model; `failure` says why."""
+    """The job has ended without a model; `status.failure` says why."""
     CANCELLED = "Cancelled"
-    """Ended on request; the receipt is in `cancellation`."""
+    """The job was cancelled by a user; the receipt is in `status.cancellation`."""
 
 
 CONDITIONS_OF_PHASE: Final[dict[Phase, frozenset[ConditionType]]] = {
@@ -132,5 +138,5 @@ CONDITIONS_OF_PHASE: Final[dict[Phase, frozenset[ConditionType]]] = {
         {ConditionType.FAILED, ConditionType.CANCELLED, ConditionType.FINISHED}
     ),
 }
-"""Which conditions hold in which phase; all others are False. While a trainer that ran is being
-cancelled, `Running` stays True until its process is gone."""
+"""Conditions that are True in each phase; all others are False. While a running trainer is being
+cancelled, `Running` stays True until its process has ended."""

@@ -1,15 +1,16 @@
-"""The error tree of the whole product. Each class knows its reason, exit code and whether to retry.
+"""Error tree of the whole product; each class has its reason, its exit code and whether to retry.
 
     KtrdrError              TrainerFailed    exit 1    retried
     |- BadRequestError      InvalidRequest   exit 2    never retried: the request is wrong
-    |  `- StrategyError     InvalidStrategy  exit 2    never retried: names every wrong path
+    |  `- StrategyError     InvalidStrategy  exit 2    never retried: lists every wrong path
     |- DataError            InvalidData      exit 3    never retried: names file and row
     |- CheckpointError      TrainerFailed    exit 1    retried
-    |- TemporaryError       TrainerFailed    exit 75   retried: a condition that may pass
-    `- CancellationError    Cancelled        exit 10   never retried: somebody asked
+    |- TemporaryError       TrainerFailed    exit 75   retried: a temporary condition
+    `- CancellationError    Cancelled        exit 10   never retried: a user has cancelled
 
-Raised everywhere, turned into an exit code and a termination message in `ktrdr_trainer.run`;
-the operator reads the code again as a condition. The cause is always chained (`raise ... from`).
+Raised by the trainer and the strategy parser. `ktrdr_trainer.run` turns an error into an exit code
+and a termination message, and the operator turns these into a condition of the TrainingJob. The
+cause is always chained (`raise ... from`).
 """
 
 from collections.abc import Sequence
@@ -20,22 +21,23 @@ from ktrdr_api.run_contract import ExitCode
 
 MAX_PROBLEMS_SHOWN: Final = 100
 MAX_LINE_LENGTH: Final = 500
-"""A file that is wrong everywhere, or in one very long word, must not fill a log."""
+"""Limits of a message: a file with thousands of problems, or with one very long word, must not fill
+a log."""
 
 
 class KtrdrError(Exception):
-    """Anything this product raises on purpose; its text is written for the user."""
+    """Base of all errors that this product raises on purpose; the message is for the user."""
 
     reason: ClassVar[str] = Reason.TRAINER_FAILED
-    """Reason of the condition that will report it."""
+    """Reason of the condition that reports the error."""
     exit_code: ClassVar[int] = 1
-    """What the trainer's process ends with."""
+    """Exit code of the trainer's process."""
     retryable: ClassVar[bool] = True
-    """Whether the same run, started again, can end differently."""
+    """Whether another attempt of the same run can succeed."""
 
 
 class BadRequestError(KtrdrError):
-    """The request cannot be obeyed as written; the user must change it."""
+    """The request is invalid; the user must change it."""
 
     reason = Reason.INVALID_REQUEST
     exit_code = ExitCode.BAD_REQUEST
@@ -43,11 +45,11 @@ class BadRequestError(KtrdrError):
 
 
 class StrategyError(BadRequestError):
-    """The strategy is not valid; the text has one line for each problem.
+    """The strategy is invalid; the message has one line per problem.
 
     Attributes:
-        source: What was read, such as a file name.
-        problems: Dotted path and text of each problem, in the order of the file.
+        source: Name of the input in messages, such as a file name.
+        problems: Dotted path and message of each problem, in the order of the file.
     """
 
     reason = Reason.INVALID_STRATEGY
@@ -64,7 +66,7 @@ class StrategyError(BadRequestError):
 
     @property
     def path(self) -> str:
-        """Dotted path of the first problem."""
+        """Dotted path of the first problem in the file."""
         return self.problems[0][0]
 
 
@@ -76,8 +78,8 @@ class DataError(KtrdrError):
     """Market data are missing, unreadable or too few; the user must change them.
 
     Attributes:
-        file: Name of the file at fault, if it is one file.
-        row: Line of that file, counted from 1 and with its header, if it is one line.
+        file: Name of the file that is wrong; None if it is not one file.
+        row: Line of that file, from 1 and including its header; None if it is not one line.
     """
 
     reason = Reason.INVALID_DATA
@@ -92,17 +94,17 @@ class DataError(KtrdrError):
 
 
 class CheckpointError(KtrdrError):
-    """A checkpoint cannot be read, does not belong to this run, or cannot be written."""
+    """A checkpoint cannot be read or written, or belongs to another run."""
 
 
 class TemporaryError(KtrdrError):
-    """A condition outside this program that may pass, such as a full disk or a missing mount."""
+    """A temporary condition outside this program, such as a full disk or a missing mount."""
 
     exit_code = ExitCode.TEMPORARY
 
 
 class CancellationError(KtrdrError):
-    """The run stopped because somebody asked; not a failure."""
+    """The run stopped because a user cancelled it; not a failure."""
 
     reason = Reason.CANCELLED
     exit_code = ExitCode.STOPPED

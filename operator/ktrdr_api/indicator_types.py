@@ -1,7 +1,7 @@
-"""The indicator types of strategy v3: parameters, defaults and outputs. No formulas.
+"""Indicator types of strategy format v3: parameters, defaults and outputs, without formulas.
 
-`strategy.py` reads `indicators:` into these models; `ktrdr_trainer.pipeline.indicators` computes
-them. A type with one output is referred to by the indicator's name, one with several as
+`strategy.py` parses `indicators:` into these models; `ktrdr_trainer.pipeline.indicators` computes
+them. An indicator with one output is referenced by its name, one with several outputs as
 `name.output`.
 """
 
@@ -12,17 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Period = Annotated[int, Field(ge=1, le=10_000)]
 """Number of bars."""
 LongPeriod = Annotated[int, Field(ge=2, le=10_000)]
-"""Number of bars, where one bar has no meaning."""
+"""Number of bars, for indicators that need at least two."""
 Multiplier = Annotated[float, Field(gt=0, le=100)]
 
 
 class IndicatorType(BaseModel):
-    """Base: frozen, strict, unknown parameters refused."""
+    """Base: frozen, no implicit conversions, unknown parameters rejected."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     outputs: ClassVar[tuple[str, ...]] = ()
-    """Names of the outputs; empty where there is one."""
+    """Names of the outputs; empty if there is only one."""
 
 
 class Sma(IndicatorType):
@@ -40,7 +40,7 @@ class Ema(IndicatorType):
 
 
 class Wma(IndicatorType):
-    """Linearly weighted moving average of closes; the newest bar weighs most."""
+    """Linearly weighted moving average of closes; the latest bar has the largest weight."""
 
     type: Literal["wma"]
     period: Period = 20
@@ -71,14 +71,14 @@ class Adx(IndicatorType):
 
 
 class Rsi(IndicatorType):
-    """Relative strength index of closes, 0 to 100, Wilder's smoothing; 50 where nothing moves."""
+    """Relative strength index of closes, 0 to 100, Wilder's smoothing; 50 without any change."""
 
     type: Literal["rsi"]
     period: Period = 14
 
 
 class Stochastic(IndicatorType):
-    """Place of the close in the range of the last bars, 0 to 100; 50 where there is no range."""
+    """Position of the close in the range of the last bars, 0 to 100; 50 without a range."""
 
     outputs: ClassVar = ("k", "d")
     type: Literal["stochastic"]
@@ -88,14 +88,14 @@ class Stochastic(IndicatorType):
 
 
 class WilliamsR(IndicatorType):
-    """Distance of the close from the highest high, -100 to 0; -50 where there is no range."""
+    """Distance of the close from the highest high, -100 to 0; -50 without a range."""
 
     type: Literal["williamsr"]
     period: LongPeriod = 14
 
 
 class Cci(IndicatorType):
-    """Commodity channel index: typical price against its mean; 0 where nothing moves."""
+    """Commodity channel index: typical price against its mean; 0 without any change."""
 
     type: Literal["cci"]
     period: LongPeriod = 20
@@ -138,7 +138,7 @@ class Obv(IndicatorType):
 
 
 class Mfi(IndicatorType):
-    """Money flow index, 0 to 100; 50 where no money flowed."""
+    """Money flow index, 0 to 100; 50 without any money flow."""
 
     type: Literal["mfi"]
     period: LongPeriod = 14

@@ -1,6 +1,6 @@
-"""Every name that two programs must agree on: one documented constant each.
+"""Names that several programs must agree on, one documented constant each.
 
-Called by all packages. Values here are API: a change needs a decision record.
+Used by all packages. The values are API: a change needs a decision record.
 """
 
 from typing import Final
@@ -14,15 +14,15 @@ SINGULAR: Final = "trainingjob"
 SHORT_NAME: Final = "ktj"
 CATEGORY: Final = "ktrdr"
 RESOURCE: Final = f"{PLURAL}.{GROUP}"
-"""What people type: another vendor ships a plural `trainingjobs` too."""
+"""Full name for kubectl: another vendor's CRD has the same plural `trainingjobs`."""
 
 NAME_MAX_LENGTH: Final = 52
 """Leaves room for `-<attempt>-<rank>` in a 63-character pod hostname."""
 
 OPERATOR_MANAGER: Final = "ktrdr-operator"
-"""SSA field manager of everything the operator writes."""
+"""Server-side apply field manager of the operator."""
 TRAINER_MANAGER: Final = "ktrdr-trainer"
-"""SSA field manager of `status.progress`."""
+"""Server-side apply field manager of the trainer, which writes `status.progress`."""
 
 LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
@@ -41,10 +41,19 @@ TRAINER_CONTAINER: Final = "trainer"
 TRAINER_UID: Final = 10001
 TRAINER_COMMAND: Final = ("python", "-m", "ktrdr_trainer")
 
+TRAINER_ACCOUNT: Final = "ktrdr-trainer"
+"""ServiceAccount of all trainers of a namespace, its RoleBinding, and the role it is bound to."""
+
+REQUEST_ANNOTATION: Final = f"{GROUP}/run-request"
+"""Annotation of a pod that holds the RunRequest."""
+STRATEGY_ANNOTATION: Final = f"{GROUP}/strategy"
+"""Annotation of a pod that holds a small inline strategy."""
+STRATEGY_ANNOTATION_MAX_BYTES: Final = 8192
+"""A larger strategy goes into a ConfigMap: annotations are part of every write of the pod."""
 REQUEST_FILE: Final = "request.json"
-"""Key of the run ConfigMap that holds the RunRequest."""
+"""File below `RUN_MOUNT` that holds the RunRequest."""
 STRATEGY_FILE: Final = "strategy.yaml"
-"""Key of the run ConfigMap that holds the strategy as resolved when the run started."""
+"""File below `RUN_MOUNT`, and key of the job's ConfigMap, that holds the strategy as resolved."""
 RUN_MOUNT: Final = "/run/ktrdr"
 DATA_MOUNT: Final = "/data"
 OUTPUT_MOUNT: Final = "/output"
@@ -65,11 +74,9 @@ def pod_name(job: str, attempt: int, rank: int = 0) -> str:
     return f"{job}-{attempt}-{rank}"
 
 
-def run_name(job: str, attempt: int) -> str:
-    """Name of the immutable ConfigMap that tells one attempt what to do."""
-    return f"{job}-run-{attempt}"
+def strategy_name(job: str, uid: str) -> str:
+    """Name of the immutable ConfigMap with a job's strategy, where it does not fit into the pod.
 
-
-def account_name(job: str) -> str:
-    """Name of the ServiceAccount, Role and RoleBinding of a job's trainer."""
-    return f"{job}-trainer"
+    With a part of the UID: a deleted job of the same name may have left one behind.
+    """
+    return f"{job}-{uid[:8]}-strategy"

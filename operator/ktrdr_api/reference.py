@@ -1,7 +1,7 @@
-"""The reference page of conditions, phases and reasons: run by `make generate` and `make verify`.
+"""Generator of docs/reference/conditions.md, the page of conditions, phases and reasons.
 
-The texts are the docstrings in `conditions.py`, read from its source because Python forgets the
-docstrings of enum members; so page and code cannot disagree.
+Run by `make generate` and `make verify`. The texts are the docstrings in `conditions.py`, parsed
+from its source because Python does not keep the docstrings of enum members.
 """
 
 import argparse
@@ -20,10 +20,10 @@ _INTRODUCTION: Final = f"""\
 <!-- Generated from operator/ktrdr_api/conditions.py by `make generate`; do not edit. -->
 # Conditions, phases and reasons
 
-Programs read conditions, people read the phase. All conditions are present from the operator's
-first visit; `observedGeneration` is -1 before it, so that nothing takes a fresh object for current.
-`lastTransitionTime` moves only when a condition's status does. A reason is API: scripts and alerts
-may match on it.
+Programs read the conditions, users read the phase. All conditions are present from the operator's
+first update; before it, `observedGeneration` is -1, so that no tool takes the status of a new
+object for current. `lastTransitionTime` changes only when the condition's status changes. Reasons
+are API: scripts and alerts may match on them.
 
 ```
 kubectl wait --for=condition=Finished {RESOURCE}/NAME
@@ -33,10 +33,10 @@ kubectl wait --for=condition=Complete {RESOURCE}/NAME
 
 
 def documented(enum: type[StrEnum]) -> dict[str, str]:
-    """Every value of an enum of `conditions`, with its docstring.
+    """Return every value of an enum of `conditions` with its docstring.
 
     Raises:
-        ValueError: a member has none.
+        ValueError: a member has no docstring.
     """
     module = ast.parse(inspect.getsource(conditions))
     body = next(
@@ -56,7 +56,7 @@ def documented(enum: type[StrEnum]) -> dict[str, str]:
 
 
 def render() -> str:
-    """The page."""
+    """Return the page as Markdown."""
     phases = documented(Phase)
     rows: list[tuple[str, ...]] = [
         (f"`{phase.value}`", phases[phase.value], ", ".join(_in_order(phase)))
@@ -69,17 +69,18 @@ def render() -> str:
             "",
             _table(("Phase", "Meaning", "Conditions that are True"), rows),
             "",
-            "While a trainer that ran is being cancelled, `Running` stays True until it has ended.",
+            "While a running trainer is being cancelled, `Running` stays True until it has ended.",
             "",
             "## Conditions",
             "",
             _table(("Condition", "True when"), _rows(ConditionType)),
             "",
-            "`Complete`, `Failed`, `Cancelled` and `Finished` never revert. There is no `Ready`.",
+            "`Complete`, `Failed`, `Cancelled` and `Finished` stay True once they are True. There"
+            " is no condition `Ready`.",
             "",
             "## Reasons",
             "",
-            "Of conditions, of `status.reason`, of `status.waiting` and of Events.",
+            "Used in conditions, in `status.reason`, in `status.waiting` and in Events.",
             "",
             _table(("Reason", "Meaning"), _rows(Reason)),
             "",
@@ -101,9 +102,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
-    """Write the page, or with `--check` fail when it differs from the code."""
+    """Write the page, or with `--check` fail if it differs from the code."""
     parser = argparse.ArgumentParser(prog="python -m ktrdr_api.reference", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
     arguments = parser.parse_args()
     target, text = arguments.root / PAGE, render()

@@ -1,8 +1,8 @@
-"""Strategy v3 as one frozen model, and the one way to read it.
+"""Strategy format v3: the frozen model `Strategy` and its parser.
 
-Called by the trainer, whose pipeline, model and loop read these models; the sections are in
-`strategy_sections.py`. Make a Strategy with `parse_strategy` or `with_overrides` only: they also
-check what spans several keys (references, feature ids, timeframes).
+Used by the trainer, whose pipeline, model and loop read these models; the sections are in
+`strategy_sections.py`. Create a Strategy only with `parse_strategy` or `with_overrides`: they also
+validate what concerns several keys (references, feature ids, timeframes).
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from ktrdr_api.strategy_sections import (
     Deployment,
     FuzzySet,
     Membership,
-    Model,
     ModelSpec,
     Name,
     NnInput,
+    StrictModel,
     Text,
     Training,
     TrainingData,
@@ -35,7 +35,7 @@ from ktrdr_api.strategy_sections import (
 
 
 def _text(value: object) -> object:
-    # `version: 3.0` without quotes is a number to YAML; the intent is plain.
+    # `version: 3.0` without quotes is a number in YAML; accept it, the meaning is clear.
     return str(value) if isinstance(value, int | float) else value
 
 
@@ -45,10 +45,10 @@ class Feature:
 
     Attributes:
         id: `{timeframe}_{set}_{membership}` or `{timeframe}_{reference}_raw`.
-        timeframe: Whose bars the indicator runs on.
-        reference: Indicator, or `indicator.output`.
-        membership: The function applied to it; None for a raw indicator.
-        normalization: Scaling fitted on the training split; none for memberships.
+        timeframe: Timeframe of the bars from which the indicator is computed.
+        reference: Name of the indicator, or `indicator.output`.
+        membership: Membership function applied to it; None for a raw indicator.
+        normalization: Scaling fitted on the training split; "none" for memberships.
     """
 
     id: str
@@ -58,8 +58,8 @@ class Feature:
     normalization: Literal["minmax", "zscore", "none"]
 
 
-class Strategy(Model):
-    """A whole strategy, valid in itself once it came from `parse_strategy`."""
+class Strategy(StrictModel):
+    """Complete strategy; fully validated if it comes from `parse_strategy`."""
 
     name: Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9_-]+$")]
     version: Annotated[Literal["3.0"], BeforeValidator(_text)]
@@ -77,21 +77,21 @@ class Strategy(Model):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """In the order of the file."""
+        """Symbols in the order of the file."""
         return self.training_data.symbols.names
 
     @property
     def timeframes(self) -> tuple[str, ...]:
-        """In the order of the file."""
+        """Timeframes in the order of the file."""
         return self.training_data.timeframes.names
 
     @property
     def base_timeframe(self) -> str:
-        """The timeframe whose bars make the rows."""
+        """Timeframe whose bars are the rows of the feature matrix."""
         return self.training_data.timeframes.base_timeframe
 
     def features(self) -> tuple[Feature, ...]:
-        """Columns of the feature matrix: nn_inputs, in each timeframes, in each memberships."""
+        """Return the columns of the feature matrix, ordered by nn_input, timeframe, membership."""
         return tuple(
             feature
             for entry in self.nn_inputs
@@ -100,21 +100,23 @@ class Strategy(Model):
         )
 
     def warnings(self) -> list[str]:
-        """What is allowed but surely not meant."""
+        """Return messages about what is valid but probably a mistake."""
         sets = {entry.fuzzy_set for entry in self.nn_inputs}
         raw = {entry.raw_indicator for entry in self.nn_inputs if entry.raw_indicator is not None}
         used = raw | {fuzzy.indicator for fuzzy in self.fuzzy_sets.values()}
         names = {reference.partition(".")[0] for reference in used}
         return [
-            f"indicators.{name}: nothing uses it" for name in self.indicators if name not in names
+            f"indicators.{name}: not used by any fuzzy set or nn_input"
+            for name in self.indicators
+            if name not in names
         ] + [
-            f"fuzzy_sets.{name}: no nn_input uses it"
+            f"fuzzy_sets.{name}: not used by any nn_input"
             for name in self.fuzzy_sets
             if name not in sets
         ]
 
     def timeframes_of(self, entry: NnInput) -> tuple[str, ...]:
-        """Those whose bars an entry of nn_inputs is about."""
+        """Return the timeframes of an entry of nn_inputs."""
         return self.timeframes if entry.timeframes == ("all",) else entry.timeframes
 
     def _features_of(self, entry: NnInput, timeframe: str) -> Iterator[Feature]:
@@ -130,31 +132,31 @@ class Strategy(Model):
 
 
 def parse_strategy(text: str, *, source: str = "strategy") -> Strategy:
-    """Read a strategy.
+    """Parse and validate a strategy.
 
     Args:
         text: YAML, at most 64 KiB.
-        source: What to call it in messages, such as its file name.
+        source: Name of the input in messages, such as its file name.
 
     Raises:
-        StrategyError: Every problem, one a line: `source: path: what; remedy`.
+        StrategyError: The strategy is invalid; one line per problem: `source: path: what; remedy`.
     """
     size = len(text.encode(errors="surrogatepass"))
     if size > MAX_BYTES:
-        raise StrategyError(source, [("(file)", f"{size} bytes; at most {MAX_BYTES} are read")])
+        raise StrategyError(source, [("(file)", f"{size} bytes; must have at most {MAX_BYTES}")])
     try:
         document = strict_yaml.load(text)
     except strict_yaml.YamlError as error:
         raise StrategyError(source, [("(file)", f"not valid YAML: {error}")]) from error
     if not isinstance(document, dict):
-        raise StrategyError(source, [("(file)", "not a map; begin with `name: ...`")])
+        raise StrategyError(source, [("(file)", "must be a map; begin with `name: ...`")])
     if isinstance(document.get("indicators"), tuple) or str(document.get("version")).startswith(
         ("1", "2")
     ):
         raise StrategyError(
             source,
-            [("version", 'format v1 or v2 is not read; write v3: `version: "3.0"`, and indicators '
-              "as a map, `rsi_14: {type: rsi, period: 14}`")],
+            [("version", "formats v1 and v2 are not supported; convert the file to v3: "
+              '`version: "3.0"`, and indicators as a map, `rsi_14: {type: rsi, period: 14}`')],
         )  # fmt: skip
     return _validated(document, source)
 
@@ -167,12 +169,12 @@ def with_overrides(
     start: str | None = None,
     end: str | None = None,
 ) -> Strategy:
-    """The strategy with what a request says instead of its `training_data`; None keeps it.
+    """Return the strategy with the request's values for `training_data`; None keeps a value.
 
-    The base timeframe stays if it is still listed, else the shortest one becomes the base.
+    The base timeframe stays if it is still listed; otherwise the shortest one becomes the base.
 
     Raises:
-        StrategyError: The result would not be valid.
+        StrategyError: The result is invalid.
     """
     document = strategy.model_dump(by_alias=True)
     data = document["training_data"]
@@ -193,7 +195,7 @@ def with_overrides(
 
 
 def strategy_digest(text: str) -> str:
-    """SHA-256 of the text in UTF-8, 64 hex digits."""
+    """Return the SHA-256 of the text in UTF-8, as 64 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -227,14 +229,15 @@ def _reference_problems(strategy: Strategy) -> Iterator[Problem]:
         if entry.fuzzy_set is not None and entry.fuzzy_set not in strategy.fuzzy_sets:
             yield (
                 f"{path}.fuzzy_set",
-                f"no fuzzy set {entry.fuzzy_set!r}; there are: {', '.join(strategy.fuzzy_sets)}",
+                f"unknown fuzzy set {entry.fuzzy_set!r}; defined: {', '.join(strategy.fuzzy_sets)}",
             )
         for timeframe in strategy.timeframes_of(entry):
             if timeframe not in strategy.timeframes:
                 listed = ", ".join(strategy.timeframes)
                 yield (
                     f"{path}.timeframes",
-                    f"{timeframe!r} is not in training_data.timeframes; write all, or of: {listed}",
+                    f"{timeframe!r} is not in training_data.timeframes; use all, or some of:"
+                    f" {listed}",
                 )
 
 
@@ -242,9 +245,9 @@ def _reference_problem(strategy: Strategy, reference: str) -> str | None:
     name, dot, output = reference.partition(".")
     indicator = strategy.indicators.get(name)
     if indicator is None:
-        return f"no indicator {name!r}; there are: {', '.join(strategy.indicators)}"
+        return f"unknown indicator {name!r}; defined: {', '.join(strategy.indicators)}"
     if not indicator.outputs and dot:
-        return f"{indicator.type} has one output; write {name}"
+        return f"{indicator.type} has a single output; write {name}"
     if indicator.outputs and output not in indicator.outputs:
         choices = ", ".join(f"{name}.{choice}" for choice in indicator.outputs)
         return f"{indicator.type} has several outputs; write one of: {choices}"
@@ -257,7 +260,7 @@ def _identity_problems(strategy: Strategy) -> Iterator[Problem]:
         listed = ", ".join(strategy.timeframes)
         yield (
             "training_data.timeframes.base_timeframe",
-            f"{strategy.base_timeframe!r} is not in the list; write one of: {listed}",
+            f"{strategy.base_timeframe!r} is not in the list; use one of: {listed}",
         )
     for path, names in (
         ("training_data.symbols.list", data.symbols.names),
@@ -266,4 +269,4 @@ def _identity_problems(strategy: Strategy) -> Iterator[Problem]:
     ):
         for name, count in Counter(names).items():
             if count > 1:
-                yield path, f"{name!r} would stand there {count} times; keep one"
+                yield path, f"duplicate entry {name!r} ({count} times); list it once"

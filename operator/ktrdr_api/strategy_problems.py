@@ -1,7 +1,7 @@
-"""Turns pydantic's errors into lines a user reads: dotted path, what is wrong, what to write.
+"""Messages for invalid strategies, from pydantic's errors: dotted path, what is wrong, remedy.
 
 Called by `strategy.py` only. The paths are those of the YAML file, without the tags that pydantic
-adds for its unions, and each refusal lists what is allowed in that place.
+adds for its unions, and each message lists what is allowed at that path.
 """
 
 import re
@@ -13,18 +13,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Problem = tuple[str, str]
-"""Dotted path and text."""
+"""Dotted path and message."""
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """Every problem of `error`, which validating `model` raised."""
+    """Return every problem in `error`, which the validation of `model` raised."""
     schema = model.model_json_schema()
     found = error.errors(include_url=False)
     return [_problem(details, schema) for details in found if not _follows(details, found)]
 
 
 def _follows(details: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
-    """Whether a list counts as too short only because items in it are wrong, as told elsewhere."""
+    """Whether a list is too short only because of invalid items, which have their own messages."""
     loc = details["loc"]
     return details["type"] == "too_short" and any(
         other["loc"][: len(loc)] == loc and other is not details for other in found
@@ -56,14 +56,14 @@ def _problem(details: ErrorDetails, schema: dict[str, Any]) -> Problem:
 
 
 def _walk(schema: dict[str, Any], loc: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
-    """The keys of the file along `loc`, and the schema of what stands there ({} if nothing may)."""
+    """Return the keys of the file along `loc`, and the schema at its end ({} if it has none)."""
     keys: list[str] = []
     node = _resolved(schema, schema)
     for part in loc:
         mapping = node.get("discriminator", {}).get("mapping", {})
         if part in mapping:
             node = _resolved(schema, {"$ref": mapping[part]})
-            continue  # a tag that pydantic adds: no key of the file
+            continue  # a tag that pydantic adds, not a key of the file
         if part != "[key]":
             keys.append(str(part))
         node = _resolved(schema, _below(node, part))
@@ -104,14 +104,14 @@ def _options(node: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Pydantic's sentence in the words of YAML."""
-    text = re.sub(r"^(Input|String|Tuple|Dictionary|Value) should", "should", text)
+    """Return pydantic's message with the words of YAML."""
+    text = re.sub(r"^(Input|String|Tuple|Dictionary|Value) should", "must", text)
     text = re.sub(r"a valid dictionary or instance of \w+", "a map", text)
     return text.replace("a valid tuple", "a list").replace(" after validation", "")
 
 
 def _shown_key(key: str) -> str:
-    """The key as it is, or escaped and cut where it could upset a terminal or a log."""
+    """Return the key, escaped and cut if it could break a terminal or a log."""
     return key if re.fullmatch(r"[\w-]{1,63}", key, re.ASCII) else ascii(key[:63])
 
 

@@ -1,8 +1,8 @@
-"""The sections of strategy v3 as frozen models: what each may say, its bounds and its defaults.
+"""Sections of strategy format v3 as frozen models: keys, bounds and defaults.
 
 Assembled into a Strategy by `strategy.py`; the trainer's pipeline, model and loop each read theirs.
-What nothing reads yet is refused, so that no key lies. `docs/reference/strategy.md` is the same for
-people.
+Keys that no code implements are rejected. `docs/reference/strategy.md` describes the same format
+for users.
 """
 
 import re
@@ -12,12 +12,13 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_BYTES: Final = 65_536
-"""Of a strategy's text in UTF-8, inline in a TrainingJob too."""
+"""Maximum size of a strategy's text in UTF-8, also inline in a TrainingJob."""
 YEARS: Final = range(1900, 2200)
-"""A date outside is a typing error; nanoseconds in 64 bits reach from 1678 to 2262."""
+"""Years that a date may have; others are typing errors. Timestamps are nanoseconds in 64 bits,
+which reach from 1678 to 2262."""
 MAX_MEMBERSHIPS: Final = 32
-"""Features are inputs x timeframes x memberships; without a bound a small file asks for millions
-(measured: 51 KiB took 15 s and 700 MB to refuse)."""
+"""Maximum memberships of a fuzzy set. There are inputs x timeframes x memberships features: without
+a bound, a small file defines millions (measured: 51 KiB took 15 s and 700 MB to reject)."""
 TIMEFRAME_SECONDS: Final = {
     "1m": 60,
     "5m": 300,
@@ -28,16 +29,16 @@ TIMEFRAME_SECONDS: Final = {
     "1d": 86_400,
     "1w": 604_800,
 }
-"""Length of a bar."""
+"""Length of a bar in seconds, by timeframe."""
 
 
 def _date(value: object) -> object:
     if isinstance(value, str):
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
-            raise ValueError(f"{value!r} is not a date; write YYYY-MM-DD")
+            raise ValueError(f"{value!r} is not a date; use the format YYYY-MM-DD")
         value = date.fromisoformat(value)
     if isinstance(value, date) and value.year not in YEARS:
-        raise ValueError(f"the year must be from {YEARS.start} to {YEARS.stop - 1}, got {value}")
+        raise ValueError(f"year must be between {YEARS.start} and {YEARS.stop - 1}, got {value}")
     return value
 
 
@@ -50,7 +51,7 @@ def _all(value: object) -> object:
 
 
 Name = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-"""Of an indicator, a fuzzy set or a membership: part of feature ids."""
+"""Name of an indicator, a fuzzy set or a membership: part of feature ids."""
 Text = Annotated[str, Field(max_length=4096)]
 Symbol = Annotated[str, Field(max_length=32, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
 Timeframe = Literal["1m", "5m", "15m", "30m", "1h", "4h", "1d", "1w"]
@@ -58,13 +59,13 @@ Day = Annotated[date, BeforeValidator(_date)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Model(BaseModel):
-    """Base: frozen, no silent conversion, unknown keys refused."""
+class StrictModel(BaseModel):
+    """Base: frozen, no implicit conversions, unknown keys rejected."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class SingleSymbol(Model):
+class SingleSymbol(StrictModel):
     """One symbol."""
 
     mode: Literal["single"]
@@ -72,44 +73,44 @@ class SingleSymbol(Model):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The symbol, as a list."""
+        """The symbol as a list."""
         return (self.symbol,)
 
 
-class MultiSymbol(Model):
-    """Several symbols; their rows train one model."""
+class MultiSymbol(StrictModel):
+    """Several symbols, whose rows train one model."""
 
     mode: Literal["multi_symbol"]
     names: Annotated[tuple[Symbol, ...], Field(alias="list", min_length=2, max_length=256)]
 
 
-class SingleTimeframe(Model):
-    """One timeframe, the base."""
+class SingleTimeframe(StrictModel):
+    """One timeframe, which is the base timeframe."""
 
     mode: Literal["single"]
     timeframe: Timeframe
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The timeframe, as a list."""
+        """The timeframe as a list."""
         return (self.timeframe,)
 
     @property
     def base_timeframe(self) -> str:
-        """The timeframe whose bars make the rows."""
+        """Timeframe whose bars are the rows of the feature matrix."""
         return self.timeframe
 
 
-class MultiTimeframe(Model):
-    """Several timeframes; a row per base bar, the others joined on their last closed bar."""
+class MultiTimeframe(StrictModel):
+    """Several timeframes: one row per base bar, with the last closed bar of each other one."""
 
     mode: Literal["multi_timeframe"]
     names: Annotated[tuple[Timeframe, ...], Field(alias="list", min_length=2, max_length=8)]
     base_timeframe: Timeframe
 
 
-class DateRange(Model):
-    """First and last day of data, both inclusive, UTC."""
+class DateRange(StrictModel):
+    """First and last day of market data (UTC, both inclusive)."""
 
     start: Day
     end: Day
@@ -121,24 +122,24 @@ class DateRange(Model):
         return self
 
 
-class TrainingData(Model):
-    """Which bars are read."""
+class TrainingData(StrictModel):
+    """Selection of the bars that are read."""
 
     symbols: Annotated[SingleSymbol | MultiSymbol, Field(discriminator="mode")]
     timeframes: Annotated[SingleTimeframe | MultiTimeframe, Field(discriminator="mode")]
     date_range: DateRange
     history_required: Annotated[int, Field(ge=50, le=1_000_000)] = 200
-    """Fewest bars that each symbol and timeframe must have in the date range."""
+    """Minimum number of bars of each symbol and timeframe in the date range."""
 
 
-class TargetSymbols(Model):
-    """What the model may later be used on."""
+class TargetSymbols(StrictModel):
+    """Symbols that the model may be used on later."""
 
     mode: Literal["training_only"] = "training_only"
 
 
-class Deployment(Model):
-    """How the model may later be used; kept with the model."""
+class Deployment(StrictModel):
+    """Permitted later use of the model; stored with it."""
 
     target_symbols: TargetSymbols = TargetSymbols()
 
@@ -146,7 +147,7 @@ class Deployment(Model):
 _PARAMETER_COUNTS: Final = {"triangular": 3, "trapezoidal": 4, "gaussian": 2}
 
 
-class Membership(Model):
+class Membership(StrictModel):
     """Triangular a <= b <= c, trapezoidal a <= b <= c <= d, or gaussian mu and sigma."""
 
     type: Literal["triangular", "trapezoidal", "gaussian"]
@@ -157,19 +158,19 @@ class Membership(Model):
         count, given = _PARAMETER_COUNTS[self.type], self.parameters
         if len(given) != count:
             raise ValueError(
-                f"{self.type} takes {count} parameters, got {len(given)}; "
-                "a plain list is triangular, else write {type: ..., parameters: [...]}"
+                f"{self.type} needs {count} parameters, got {len(given)}; a plain list is "
+                "triangular, write other types as {type: ..., parameters: [...]}"
             )
         if self.type == "gaussian":
             if given[1] <= 0:
-                raise ValueError(f"the width of a gaussian must be above 0, got {given[1]:g}")
+                raise ValueError(f"sigma of a gaussian must be above 0, got {given[1]:g}")
         elif list(given) != sorted(given):
-            raise ValueError(f"the parameters must ascend, got {list(given)}")
+            raise ValueError(f"parameters must be in ascending order, got {list(given)}")
         return self
 
 
-class FuzzySet(Model):
-    """Memberships over one indicator output. Every key but `indicator` is a membership."""
+class FuzzySet(StrictModel):
+    """Memberships of one indicator output. Every key except `indicator` is a membership."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[Name, Annotated[Membership, BeforeValidator(_triangle)]]
@@ -178,20 +179,20 @@ class FuzzySet(Model):
 
     @property
     def memberships(self) -> dict[str, Membership]:
-        """By name, in the order of the file."""
+        """Memberships by name, in the order of the file."""
         return self.__pydantic_extra__
 
     @model_validator(mode="after")
     def _some(self) -> "FuzzySet":
         if not self.memberships:
-            raise ValueError("a fuzzy set needs a membership, such as `low: [0, 20, 40]`")
+            raise ValueError("must have at least one membership, such as `low: [0, 20, 40]`")
         if (count := len(self.memberships)) > MAX_MEMBERSHIPS:
-            raise ValueError(f"a fuzzy set has at most {MAX_MEMBERSHIPS} memberships, got {count}")
+            raise ValueError(f"must have at most {MAX_MEMBERSHIPS} memberships, got {count}")
         return self
 
 
-class NnInput(Model):
-    """Features for the model: the memberships of a fuzzy set, or an indicator as it is."""
+class NnInput(StrictModel):
+    """Features for the model: the memberships of a fuzzy set, or a raw indicator."""
 
     fuzzy_set: str | None = None
     raw_indicator: str | None = None
@@ -199,19 +200,21 @@ class NnInput(Model):
         tuple[str, ...], BeforeValidator(_all), Field(min_length=1, max_length=8)
     ] = ("all",)
     normalization: Literal["minmax", "zscore", "none"] | None = None
-    """Fitted on the training split."""
+    """Scaling of a raw indicator, fitted on the training split; none when absent."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "NnInput":
         if (self.fuzzy_set is None) == (self.raw_indicator is None):
-            raise ValueError("write exactly one of fuzzy_set and raw_indicator")
+            raise ValueError("exactly one of fuzzy_set and raw_indicator is required")
         if self.fuzzy_set is not None and self.normalization is not None:
-            raise ValueError("normalization belongs to raw_indicator; memberships are in 0..1")
+            raise ValueError(
+                "normalization requires raw_indicator; memberships are in 0..1 already"
+            )
         return self
 
 
-class Architecture(Model):
-    """Of a multi-layer perceptron; the input and the 3 outputs come on top."""
+class Architecture(StrictModel):
+    """Hidden layers of a multi-layer perceptron; input layer and 3 outputs are added to them."""
 
     hidden_layers: Annotated[
         tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(min_length=1, max_length=16)
@@ -220,25 +223,25 @@ class Architecture(Model):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class ModelSpec(Model):
+class ModelSpec(StrictModel):
     """The network."""
 
     type: Literal["mlp"]
     architecture: Architecture = Architecture()
 
 
-class Labels(Model):
-    """What the model learns: 0 buy (up leg), 1 hold, 2 sell (down leg)."""
+class Labels(StrictModel):
+    """Classes that the model learns: 0 buy (up leg), 1 hold, 2 sell (down leg)."""
 
     source: Literal["zigzag"]
     zigzag_threshold: Fraction
-    """A close extreme is a pivot once the close reverses by this fraction."""
+    """A high or low close is a pivot once the close reverses by this fraction."""
     label_lookahead: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Bars further than this before the end of their leg are hold."""
+    """Bars that are further than this from the end of their leg are hold; none when absent."""
 
 
-class DataSplit(Model):
-    """Parts of all rows in order of time, and the gap after each cut, as fractions."""
+class DataSplit(StrictModel):
+    """Sizes of the splits in chronological order, and of the gap between them, as fractions."""
 
     train: Fraction = 0.7
     validation: Fraction = 0.15
@@ -249,12 +252,12 @@ class DataSplit(Model):
     def _sum(self) -> "DataSplit":
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:  # three decimal fractions typed by hand
-            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+            raise ValueError(f"train + validation + test must sum to 1, got {total:g}")
         return self
 
 
-class EarlyStopping(Model):
-    """Stop when `monitor` has not improved by `min_delta` for `patience` epochs."""
+class EarlyStopping(StrictModel):
+    """Stops training if `monitor` has not improved by `min_delta` for `patience` epochs."""
 
     enabled: bool = True
     patience: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -262,8 +265,8 @@ class EarlyStopping(Model):
     monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
 
 
-class Training(Model):
-    """The training loop."""
+class Training(StrictModel):
+    """Settings of the training loop."""
 
     labels: Labels
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 100
@@ -272,14 +275,14 @@ class Training(Model):
     optimizer: Literal["adam"] = "adam"
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the whole gradient; absent, gradients are not clipped."""
+    """Maximum norm of the whole gradient; gradients are not clipped when absent."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     loss: Literal["cross_entropy"] = "cross_entropy"
     data_split: DataSplit = DataSplit()
     early_stopping: EarlyStopping = EarlyStopping(enabled=False)
 
 
-class Decisions(Model):
-    """What the outputs mean."""
+class Decisions(StrictModel):
+    """Meaning of the model's outputs."""
 
     output_format: Literal["classification"] = "classification"

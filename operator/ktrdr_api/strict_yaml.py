@@ -1,8 +1,8 @@
-"""YAML for files that people write by hand: no surprises, and nothing that can blow up.
+"""Strict YAML parser for hand-written files: no implicit surprises and no unbounded expansion.
 
 Called by `strategy.parse_strategy`. It reads the core schema of YAML 1.2 (so `NO` and `on` are
-text and `1e-3` is a number), keeps dates as text, and refuses duplicate keys, anchors, aliases,
-tags, keys that are not text, deep nesting and several documents in one file.
+strings and `1e-3` is a number), keeps dates as strings, and rejects duplicate keys, anchors,
+aliases, tags, keys that are not strings, deep nesting and more than one document in a file.
 """
 
 import re
@@ -12,10 +12,11 @@ from typing import Final, Protocol, TypeAlias
 import yaml
 
 MAX_DEPTH: Final = 16
-"""A strategy nests 5 deep; reading recurses, so an attacker's brackets must not go further."""
+"""Maximum nesting; a strategy needs 5. The parser recurses, so a file of 30,000 brackets would
+overflow the stack."""
 
 Plain: TypeAlias = "bool | int | float | str | tuple[Plain, ...] | dict[str, Plain] | None"
-"""What a document is made of; sequences are tuples, so that what was read stays as it is."""
+"""Type of parsed values; sequences are tuples, which no later code can change."""
 
 _CONSTANTS: Final[dict[str, Plain]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -28,14 +29,14 @@ _SPECIAL: Final = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 class Mark(Protocol):
-    """A place in the text, counted from 0; PyYAML has one class each in Python and in C."""
+    """Position in the text, from 0; PyYAML has one class for it in Python and one in C."""
 
     line: int
     column: int
 
 
 class YamlError(Exception):
-    """The text is not YAML as read here; the message begins with line and column."""
+    """The text is not valid YAML as accepted here; the message begins with line and column."""
 
     def __init__(self, text: str, mark: Mark | None) -> None:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -43,10 +44,10 @@ class YamlError(Exception):
 
 
 def load(text: str) -> Plain:
-    """Read one document; an empty text is None.
+    """Parse one document; an empty text is None.
 
     Raises:
-        YamlError: With line and column, and what to write instead.
+        YamlError: The text is invalid; the message has line, column and remedy.
     """
     document: Plain = None
     documents = 0
@@ -56,10 +57,12 @@ def load(text: str) -> Plain:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise YamlError("a second document; write one a file", event.start_mark)
+                    raise YamlError(
+                        "more than one YAML document; use one file per strategy", event.start_mark
+                    )
                 document = _node(next(events), events, 1)
     except yaml.MarkedYAMLError as error:
-        raise YamlError(error.problem or "not YAML", error.problem_mark) from error
+        raise YamlError(error.problem or "invalid YAML", error.problem_mark) from error
     except yaml.YAMLError as error:
         raise YamlError(str(error).replace("\n", " "), None) from error
     return document
@@ -68,11 +71,11 @@ def load(text: str) -> Plain:
 def _node(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Plain:
     mark = event.start_mark
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-        raise YamlError("anchors and aliases (&, *) are not read; write the value out", mark)
+        raise YamlError("anchors and aliases (&, *) are not supported; repeat the value", mark)
     if getattr(event, "tag", None) is not None:
-        raise YamlError("tags (!) are not read; write a plain value", mark)
+        raise YamlError("tags (!) are not supported; write a plain value", mark)
     if depth > MAX_DEPTH:
-        raise YamlError(f"nested deeper than {MAX_DEPTH}", mark)
+        raise YamlError(f"nested deeper than {MAX_DEPTH} levels", mark)
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event.value) if event.implicit[0] else str(event.value)
     if isinstance(event, yaml.SequenceStartEvent):
@@ -96,9 +99,9 @@ def _mapping(events: Iterator[yaml.Event], depth: int) -> dict[str, Plain]:
             break
         key = _node(event, events, depth + 1)
         if not isinstance(key, str):
-            raise YamlError(f"key {key!r} is not text; put it in quotes", event.start_mark)
+            raise YamlError(f"key {key!r} is not a string; put it in quotes", event.start_mark)
         if key in pairs:
-            raise YamlError(f"key {key!r} stands here twice; keep one", event.start_mark)
+            raise YamlError(f"duplicate key {key!r}; remove one", event.start_mark)
         pairs[key] = _node(next(events), events, depth + 1)
     return pairs
 

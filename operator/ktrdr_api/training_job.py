@@ -1,242 +1,157 @@
-"""The TrainingJob: spec and status as users write and read them. The CRD is generated from here.
+"""The TrainingJob resource: spec and status as users write and read them.
 
-Read by the operator (parse once at the border, typed inside) and by `crd.py`. Field docstrings are
-the texts of `kubectl explain`. A field that no code obeys does not exist here.
+`crd.py` generates the CRD from these models, with their docstrings as the texts of `kubectl
+explain`; the operator parses each object into them once and has typed values from there on. Every
+field here is implemented. What types cannot say is in `crd_rules.py`, `spec.trainer` in
+`trainer_pod.py`.
 """
 
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from ktrdr_api import strategy_sections
-from ktrdr_api.run_contract import CheckpointPolicy, Stage
+from ktrdr_api.api_fields import ApiModel as ApiModel  # other packages import it from here
+from ktrdr_api.api_fields import (
+    Atomic,
+    ConfigMapKey,
+    Date,
+    DnsName,
+    Named,
+    SubPath,
+    Time,
+    Unique,
+)
+from ktrdr_api.run_contract import (
+    WARNING_MAX_LENGTH,
+    WARNINGS_MAX,
+    CheckpointPolicy,
+    Stage,
+)
 from ktrdr_api.strategy_sections import Symbol, Timeframe
+from ktrdr_api.trainer_pod import Trainer
 
 STRATEGY_MAX_BYTES: Final = strategy_sections.MAX_BYTES
 REPORT_PERIOD_MAX_SECONDS: Final = 3600
-WARNINGS_MAX: Final = 8
-WARNING_MAX_LENGTH: Final = 256
-
-DnsName = Annotated[
-    str,
-    Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"),
-]
-Date = Annotated[
-    str,
-    Field(
-        min_length=10,
-        max_length=10,
-        pattern=r"^(19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}$",  # as strategy_sections.YEARS
-        json_schema_extra={"format": "date"},
-    ),
-]
-Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
-SubPath = Annotated[
-    str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")
-]
-Quantity = Annotated[
-    str,
-    Field(
-        max_length=32,
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
-    ),
-]
-Atomic: Final = {"x-kubernetes-list-type": "atomic"}
-Unique: Final = {"x-kubernetes-list-type": "set"}
-Named: Final = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-IntOrStringMap = dict[Annotated[str, Field(max_length=317)], Annotated[int, Field(ge=0)] | Quantity]
-
-
-class ApiModel(BaseModel):
-    """Base: camelCase on the wire; fields of a newer schema are ignored on reading."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="ignore",
-        use_attribute_docstrings=True,
-    )
 
 
 class ConfigMapKeyRef(ApiModel):
-    """A key of a ConfigMap in the job's namespace."""
+    """Key of a ConfigMap in the job's namespace."""
 
     name: DnsName
     """Name of the ConfigMap."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
-    """Key that holds the strategy."""
+    key: ConfigMapKey
+    """Key of the ConfigMap whose value is the strategy, such as strategy.yaml."""
 
 
 class StrategySource(ApiModel):
-    """Where the strategy is."""
+    """Source of the strategy: exactly one of inline and configMapKeyRef."""
 
     inline: Annotated[str, Field(min_length=1, max_length=STRATEGY_MAX_BYTES)] | None = None
-    """The strategy itself, YAML, at most 64 KiB."""
+    """Strategy as YAML text of at most 64 KiB. Above 8 KiB prefer a ConfigMap: the API server
+    stores the whole TrainingJob again with every progress report."""
     config_map_key_ref: ConfigMapKeyRef | None = None
-    """Where the strategy is; read once, when the first attempt starts."""
+    """ConfigMap that holds the strategy, at most 64 KiB. Read once, before the first attempt; later
+    changes of the ConfigMap do not affect this job. If it does not exist, the job waits for it."""
 
 
 class ClaimRef(ApiModel):
-    """A PersistentVolumeClaim in the job's namespace."""
+    """PersistentVolumeClaim in the job's namespace."""
 
     claim_name: DnsName
-    """Name of the claim."""
+    """Name of the claim. If it does not exist, the job waits for it."""
     sub_path: SubPath | None = None
-    """Folder inside the volume; the whole volume when absent. `..` is refused."""
+    """Folder of the volume, relative to its root and without `..`; the whole volume when absent."""
 
 
 class VolumeSource(ApiModel):
-    """Where files are."""
+    """Volume that is mounted into the trainer's pod."""
 
     persistent_volume_claim: ClaimRef
-    """The claim to mount."""
-
-
-class LocalObjectReference(ApiModel):
-    """A Secret in the job's namespace."""
-
-    name: DnsName
-    """Name of the Secret."""
-
-
-class Resources(ApiModel):
-    """Compute resources of the trainer container, in the words of core/v1."""
-
-    requests: Annotated[IntOrStringMap, Field(max_length=16)] = {}
-    """What the scheduler sets aside."""
-    limits: Annotated[IntOrStringMap, Field(max_length=16)] = {}
-    """What the kubelet enforces. GPUs are whole numbers of one family."""
-
-
-class EnvVar(ApiModel):
-    """A plain environment variable; references to Secrets are not offered."""
-
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """Name of the variable. Names that begin with KTRDR_ are refused."""
-    value: Annotated[str, Field(max_length=4096)] = ""
-    """Its value."""
-
-
-class Toleration(ApiModel):
-    """As in core/v1."""
-
-    key: Annotated[str, Field(max_length=317)] | None = None
-    """Taint key; all keys when absent and operator is Exists."""
-    operator: Literal["Exists", "Equal"] | None = None
-    """Equal when absent."""
-    value: Annotated[str, Field(max_length=63)] | None = None
-    """Taint value for Equal."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Taint effect; all effects when absent."""
-    toleration_seconds: Annotated[int, Field(ge=0, le=2147483647)] | None = None
-    """How long a NoExecute taint is borne."""
-
-
-class Trainer(ApiModel):
-    """How the trainer's pod is made and placed."""
-
-    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Container image; the operator's setting when absent."""
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """When the kubelet asks the registry; the operator's setting when absent."""
-    image_pull_secrets: Annotated[
-        tuple[LocalObjectReference, ...], Field(max_length=8, json_schema_extra=Atomic)
-    ] = ()
-    """Secrets with registry credentials."""
-    resources: Resources = Resources()
-    """Compute resources, GPUs included."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=32, json_schema_extra=Named)] = ()
-    """Plain environment variables for the trainer container, each name once."""
-    node_selector: Annotated[
-        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
-        Field(max_length=16),
-    ] = {}
-    """Labels a node must have."""
-    tolerations: Annotated[
-        tuple[Toleration, ...], Field(max_length=16, json_schema_extra=Atomic)
-    ] = ()
-    """Taints the pod bears; `nvidia.com/gpu` is always borne."""
-    priority_class_name: DnsName | None = None
-    """PriorityClass of the pod."""
-    runtime_class_name: DnsName | None = None
-    """RuntimeClass of the pod."""
-    scheduler_name: DnsName | None = None
-    """Scheduler that places the pod."""
+    """PersistentVolumeClaim to mount."""
 
 
 class Cancellation(ApiModel):
-    """What happens between the wish to cancel and the end."""
+    """How a running trainer is stopped after a cancel request or after `kubectl delete`."""
 
     grace_period_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
-    """Seconds the trainer has to end by itself before its pod is deleted, then before SIGKILL."""
+    """Seconds from the cancel request until the trainer's pod is deleted (SIGTERM), and from there
+    until SIGKILL. 0 deletes the pod immediately."""
     checkpoint: CheckpointPolicy = CheckpointPolicy.BEST_EFFORT
-    """Whether a checkpoint is saved on the way out."""
+    """Whether the trainer saves a checkpoint before it stops: BestEffort or Never."""
 
 
 class CheckpointSettings(ApiModel):
-    """When checkpoints are taken."""
+    """When the trainer saves checkpoints."""
 
     period_seconds: Annotated[int, Field(ge=1, le=86400)] = 300
-    """Most seconds between two checkpoints."""
+    """Maximum seconds between two checkpoints. A job that is interrupted loses at most this much
+    training time."""
 
 
 class ProgressSettings(ApiModel):
-    """When progress is reported."""
+    """When the trainer reports progress."""
 
     period_seconds: Annotated[int, Field(ge=1, le=60)] = 2
-    """Least seconds between routine reports; a new stage, an epoch's end, the end go at once."""
+    """Minimum seconds between routine progress reports. Stage changes, the end of an epoch and the
+    end of the run are reported immediately. When many jobs run, `status.reportPeriodSeconds` sets a
+    longer interval."""
 
 
 class TrainingJobSpec(ApiModel):
-    """What to train, on what, where to."""
+    """Strategy, data, output and trainer of a job.
+
+    Immutable after creation, except `cancel` and `ttlSecondsAfterFinished`.
+    """
 
     strategy: StrategySource
-    """The strategy to train: exactly one of inline and configMapKeyRef."""
+    """Strategy to train: exactly one of inline and configMapKeyRef."""
     symbols: (
         Annotated[tuple[Symbol, ...], Field(min_length=1, max_length=256, json_schema_extra=Unique)]
         | None
     ) = None
-    """Instead of the strategy's symbols."""
+    """Symbols to train on. Those of the strategy when absent."""
     timeframes: (
         Annotated[
             tuple[Timeframe, ...], Field(min_length=1, max_length=8, json_schema_extra=Unique)
         ]
         | None
     ) = None
-    """Instead of the strategy's timeframes."""
+    """Timeframes to train on. Those of the strategy when absent."""
     start_date: Date | None = None
-    """First day of data (UTC, inclusive), instead of the strategy's."""
+    """First day of market data to train on (UTC, inclusive). The strategy's when absent."""
     end_date: Date | None = None
-    """Last day of data (UTC, inclusive), instead of the strategy's."""
+    """Last day of market data to train on (UTC, inclusive). The strategy's when absent."""
     data: VolumeSource
-    """Market data, `{SYMBOL}_{timeframe}.csv`; mounted read-only."""
+    """Volume with the market data, in files named `{SYMBOL}_{timeframe}.csv`; mounted read-only."""
     output: VolumeSource
-    """Where models and checkpoints go."""
+    """Volume for models and checkpoints. Its files stay when the TrainingJob is deleted."""
     trainer: Trainer = Trainer()
-    """How the trainer's pod is made and placed."""
+    """Image, resources and placement of the trainer's pod."""
     cancel: bool = False
-    """Set to true to stop; one way."""
+    """Set to true to cancel the job; cannot be reset. The trainer stops at the next batch and saves
+    a checkpoint; the TrainingJob stays, with the receipt in `status.cancellation`."""
     cancellation: Cancellation = Cancellation()
-    """What happens between the wish to cancel and the end."""
+    """How a running trainer is stopped after a cancel request or after `kubectl delete`."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Failures that are retried before the job fails; disruptions are not counted."""
+    """Number of failures that are retried; the next failure ends the job. Disruptions are not
+    counted."""
     disruption_limit: Annotated[int, Field(ge=0, le=10000)] = 100
-    """Disruptions in a row without a new checkpoint that are retried before the job fails. A
-    disruption is an end that the trainer did not cause: eviction, preemption, drain, a deleted pod,
-    a lost node, a pod rejected by the kubelet."""
+    """Number of disruptions in a row without a new checkpoint that are retried; the next one fails
+    the job. A disruption is an end that the trainer did not cause: eviction, preemption, drain, a
+    deleted pod, a lost node, a pod rejected by the kubelet."""
     history_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Ended pods of earlier attempts that are kept for their logs."""
+    """Number of ended pods of previous attempts that are kept for their logs; older ones are
+    deleted."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2147483647)] | None = None
-    """Seconds after the job has finished until the TrainingJob is deleted, with its pods; files on
-    the output volume stay. 0 deletes it immediately. Kept forever when absent."""
+    """Seconds from the end of the job until the TrainingJob is deleted, with its pods; files on the
+    output volume stay. 0 deletes it immediately; kept forever when absent. Can be changed at any
+    time."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """When checkpoints are taken."""
+    """When the trainer saves checkpoints."""
     progress: ProgressSettings = ProgressSettings()
-    """When progress is reported."""
+    """When the trainer reports progress."""
 
 
 MUTABLE_SPEC_FIELDS: Final = frozenset({"cancel", "ttlSecondsAfterFinished"})
@@ -244,30 +159,30 @@ MUTABLE_SPEC_FIELDS: Final = frozenset({"cancel", "ttlSecondsAfterFinished"})
 
 
 class MetricValue(ApiModel):
-    """One number as text: the API forbids floats."""
+    """Number as decimal text, because the Kubernetes API conventions do not allow floats."""
 
     name: Annotated[str, Field(max_length=63)]
-    """Name, for example `train_loss`."""
+    """Name of the metric, such as train_loss."""
     value: Annotated[str, Field(max_length=32)]
-    """Decimal text."""
+    """Value as decimal text, such as 0.6931."""
 
 
 Metrics = Annotated[tuple[MetricValue, ...], Field(max_length=32, json_schema_extra=Named)]
 
 
 class CheckpointStatus(ApiModel):
-    """A durable checkpoint."""
+    """Checkpoint that is complete on the output volume, so that training can resume from it."""
 
     epoch: Annotated[int, Field(ge=0)]
-    """Epoch it was taken in."""
+    """Epoch in which it was saved, from 1."""
     step: Annotated[int, Field(ge=0)]
-    """Optimizer steps it holds."""
+    """Optimizer steps since the start of training that it contains."""
     path: Annotated[str, Field(max_length=512)]
-    """Path on the output volume."""
+    """Path relative to the output folder."""
     time: Time
-    """When it became durable (trainer's clock)."""
+    """Time at which it was complete, by the trainer's clock."""
     digest: Annotated[str, Field(max_length=71)]
-    """`sha256:...` of its content."""
+    """SHA-256 of its content, as `sha256:` and 64 hex digits."""
 
 
 class Display(ApiModel):
@@ -281,10 +196,12 @@ class Display(ApiModel):
     """For example `4m20s`."""
     loss: Annotated[str, Field(max_length=32)] = ""
     """Latest training loss."""
+    progress: Annotated[str, Field(max_length=32)] = ""
+    """For example `37%`."""
 
 
 class Progress(ApiModel):
-    """Where the training stands. Written by the trainer; the only part it may write."""
+    """Latest progress report. Written by the trainer, which may write no other part of status."""
 
     attempt: Annotated[int, Field(ge=1)]
     """Attempt that reports."""
@@ -293,27 +210,27 @@ class Progress(ApiModel):
     stage: Stage
     """What the trainer is doing."""
     percentage: Annotated[int, Field(ge=0, le=100)] = 0
-    """0-5 preparation, then by batches, 100 once stored."""
+    """0 to 5 during preparation, then by batches; 100 once the model is stored."""
     current_epoch: Annotated[int, Field(ge=0)] = 0
-    """Counts from 1."""
+    """Current epoch, from 1; 0 before training."""
     total_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs the strategy asks for."""
     current_batch: Annotated[int, Field(ge=0)] = 0
-    """In this epoch, counts from 1."""
+    """Batches done in the current epoch."""
     total_batches: Annotated[int, Field(ge=0)] = 0
-    """Per epoch."""
+    """Batches per epoch."""
     step: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps since the beginning."""
+    """Optimizer steps since the start of the job, over all attempts."""
     samples_per_second: Annotated[int, Field(ge=0)] | None = None
     """Training throughput."""
     estimated_remaining_seconds: Annotated[int, Field(ge=0)] | None = None
-    """At the present rate, all epochs."""
+    """Seconds until the last epoch ends, at the current rate; absent while there is no rate."""
     metrics: Metrics = ()
     """Latest values."""
     message: Annotated[str, Field(max_length=256)] = ""
-    """For people; programs read the fields."""
+    """Position and stage in words; programs read the other fields."""
     last_update_time: Time
-    """Trainer's clock."""
+    """When this was reported, by the trainer's clock."""
     checkpoint: CheckpointStatus | None = None
     """Last durable checkpoint of this attempt."""
     display: Display = Display()
@@ -321,93 +238,95 @@ class Progress(ApiModel):
 
 
 class Condition(ApiModel):
-    """As metav1.Condition."""
+    """Condition as in metav1: one aspect of the state, for programs and `kubectl wait`."""
 
     type: Annotated[str, Field(max_length=64)]
-    """Name of the condition."""
+    """Name of the condition, such as Complete."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Whether the condition is True or False."""
     reason: Annotated[str, Field(min_length=1, max_length=64)]
-    """A documented constant."""
+    """Documented constant that programs may match; see docs/reference/conditions.md."""
     message: Annotated[str, Field(max_length=1024)]
-    """For people."""
+    """Explanation for users; empty while the condition is False."""
     last_transition_time: Time
-    """When `status` last changed."""
+    """Time at which `status` last changed."""
     observed_generation: Annotated[int, Field(ge=-1)]
-    """Generation of the spec this speaks of."""
+    """Value of metadata.generation that this condition is based on."""
 
 
 class Waiting(ApiModel):
-    """What the job is waiting for."""
+    """Reason why the trainer has not started yet."""
 
     reason: Annotated[str, Field(max_length=64)]
-    """A documented constant."""
+    """Documented constant that programs may match; see docs/reference/conditions.md."""
     message: Annotated[str, Field(max_length=1024)]
-    """The words of the scheduler, the kubelet or the API server."""
+    """What is missing and who supplies it, with the message of the scheduler, the kubelet or the
+    API server."""
     since: Time
-    """When this began."""
+    """Time since which the job waits for this reason."""
     retry_time: Time | None = None
-    """When the operator tries again to create what the API server has refused."""
+    """Time of the next try, if the API server has rejected the creation of a pod or another object
+    of this job; absent otherwise."""
 
 
 class CancellationReceipt(ApiModel):
-    """Proof of a cancel: what was asked, seen, saved, stopped."""
+    """Receipt of a cancel request: when it was received and obeyed, and what was saved."""
 
     requested_time: Time
-    """When the operator saw the wish."""
+    """Time at which the operator received the cancel request."""
     acknowledged_time: Time | None = None
-    """When the trainer's acknowledgement was seen."""
+    """Time at which the operator received the trainer's acknowledgement; absent without one."""
     stopped_time: Time | None = None
-    """When the process was gone."""
+    """Time at which the trainer's process no longer existed; absent before."""
     epoch: Annotated[int, Field(ge=0)] | None = None
-    """Epoch it stopped in."""
+    """Epoch in which training stopped, from 1; absent if it is unknown."""
     batch: Annotated[int, Field(ge=0)] | None = None
-    """Batch it stopped after."""
+    """Last batch of that epoch that was trained, from 1; absent if it is unknown."""
     checkpoint: CheckpointStatus | None = None
-    """What was saved."""
+    """Latest durable checkpoint when the job stopped; absent if there is none."""
 
 
 class Artifact(ApiModel):
-    """The stored model."""
+    """Trained model on the output volume."""
 
     path: Annotated[str, Field(max_length=512)]
-    """Folder on the output volume."""
+    """Folder of the model, relative to the output folder."""
     digest: Annotated[str, Field(max_length=71)]
-    """`sha256:...` over its files."""
+    """SHA-256 over all its files, as `sha256:` and 64 hex digits."""
     size_bytes: Annotated[int, Field(ge=0)]
-    """All files together."""
+    """Total size of its files in bytes."""
 
 
 class Result(ApiModel):
-    """What came out; outlives the pods."""
+    """Result of a successful job; stays when the pods are deleted."""
 
     outcome: Annotated[str, Field(max_length=32)]
-    """Succeeded: no other end leaves a model."""
+    """Always Succeeded: a job that fails or is cancelled has no result."""
     duration_seconds: Annotated[int, Field(ge=0)] = 0
-    """Of the last attempt."""
+    """Duration of the last attempt in seconds."""
     metrics: Metrics = ()
-    """Final metrics."""
+    """Final metrics of the stored model."""
     artifact: Artifact | None = None
-    """The stored model."""
+    """Trained model on the output volume."""
     epochs_completed: Annotated[int, Field(ge=0)] = 0
-    """Epochs trained, all attempts together."""
+    """Number of epochs trained, over all attempts."""
     best_epoch: Annotated[int, Field(ge=0)] | None = None
-    """Epoch whose weights were kept."""
+    """Epoch whose weights the model has, from 1."""
 
 
 class Failure(ApiModel):
-    """The root cause of the latest failure."""
+    """Root cause of the latest failure, whether or not it was retried."""
 
     attempt: Annotated[int, Field(ge=0)]
-    """Attempt that failed; 0 when none had started."""
+    """Attempt that failed; 0 if none had started."""
     rank: Annotated[int, Field(ge=0)] = 0
-    """Rank that failed first."""
+    """Rank of the process that failed first."""
     exit_code: int | None = None
-    """Exit code of the container."""
+    """Exit code of the trainer container; absent if it is unknown."""
     signal: int | None = None
-    """Signal that ended it."""
+    """Number of the signal that ended the trainer, such as 9 (SIGKILL); absent if none did."""
     reason: Annotated[str, Field(max_length=64)]
-    """A documented constant."""
+    """Documented constant that programs may match; see docs/reference/conditions.md."""
     message: Annotated[str, Field(max_length=1024)]
     """What happened and what to do."""
 
@@ -416,28 +335,30 @@ class AttemptState(StrEnum):
     """State of the current attempt."""
 
     PENDING = "Pending"
-    """Its trainer has not started."""
+    """The trainer has not started."""
     RUNNING = "Running"
-    """Its trainer has started and has not ended."""
+    """The trainer has started and has not ended."""
     ENDED = "Ended"
-    """It has ended; the next attempt follows at `retryTime`, or the job has finished."""
+    """The attempt has ended; the next one starts at `retryTime`, or the job has finished."""
 
 
 class TrainingJobStatus(ApiModel):
-    """What happened so far. Everything a user must act on is here."""
+    """State of a job: everything a user may have to act on."""
 
     observed_generation: Annotated[int, Field(ge=-1)] = -1
-    """Generation of the spec the operator has last looked at; -1 before its first visit."""
+    """Value of metadata.generation that this status is based on; -1 before the operator's first
+    update."""
     phase: Annotated[str, Field(max_length=32)] = ""
-    """For people; derived from the conditions."""
+    """State in one word, for users; programs read the conditions, from which it is derived. See
+    docs/reference/conditions.md."""
     reason: Annotated[str, Field(max_length=64)] = ""
-    """Reason of the phase."""
+    """Documented constant that programs may match: why the job is in this phase."""
     message: Annotated[str, Field(max_length=1024)] = ""
-    """The phase in words."""
+    """Explanation of the phase for users, with what to do next."""
     start_time: Time | None = None
-    """When the trainer first started."""
+    """Time at which the trainer of the first attempt started; absent before. Never changes."""
     completion_time: Time | None = None
-    """When the job ended."""
+    """Time at which the job finished: completed, failed or cancelled; absent before."""
     attempt: Annotated[int, Field(ge=0)] = 0
     """Number of the current attempt, from 1. Incremented before the pod of a new attempt is
     created; attempt 1 is recorded once its pod is known. Unlike `retries` it also counts attempts
@@ -445,55 +366,53 @@ class TrainingJobStatus(ApiModel):
     attempt_state: AttemptState | None = None
     """State of the current attempt; absent before the first one."""
     retries: Annotated[int, Field(ge=0)] = 0
-    """Failures that were followed by another attempt; disruptions are not counted."""
+    """Number of failures that were followed by another attempt; see `spec.backoffLimit`.
+    Disruptions are not counted."""
     retry_time: Time | None = None
-    """When the next attempt may start, after the current one has ended."""
+    """Earliest start of the next attempt, once the current one has ended; absent otherwise."""
     disruptions: Annotated[int, Field(ge=0)] = 0
-    """Disruptions so far."""
+    """Number of disruptions since the job was created."""
     disruptions_since_checkpoint: Annotated[int, Field(ge=0)] = 0
-    """Disruptions in a row without a new checkpoint; see `spec.disruptionLimit`."""
+    """Number of disruptions in a row without a new checkpoint; see `spec.disruptionLimit`."""
     gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs the job asks for."""
+    """Number of GPUs in `spec.trainer.resources.limits`."""
     pod_name: Annotated[str, Field(max_length=253)] | None = None
-    """Pod of the present or last attempt."""
+    """Name of the current attempt's pod, for `kubectl logs`; after the end, of the last one."""
     host: Annotated[str, Field(max_length=253)] | None = None
-    """Node the trainer runs on."""
+    """Node of the current attempt's pod; absent until the pod is scheduled."""
     report_period_seconds: Annotated[int, Field(ge=1, le=REPORT_PERIOD_MAX_SECONDS)] | None = None
-    """Least seconds between routine reports of the trainer, while many jobs run."""
+    """Minimum seconds between routine progress reports, set by the operator while many jobs run, so
+    that all reports together do not overload the API server. `spec.progress.periodSeconds` applies
+    when absent."""
     waiting: Waiting | None = None
-    """What the job is waiting for, if anything."""
-    conditions: Annotated[
-        tuple[Condition, ...],
-        Field(
-            max_length=16,
-            json_schema_extra={
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-            },
-        ),
-    ] = ()
-    """The state, for programs."""
+    """Reason why the trainer has not started yet; absent once it has."""
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=8, json_schema_extra=Atomic)] = ()
+    """State for programs and `kubectl wait`; all eight types are present from the operator's first
+    update."""
     progress: Progress | None = None
-    """Where the training stands; written by the trainer."""
+    """Latest progress report of the trainer; absent before the first one."""
     cancellation: CancellationReceipt | None = None
-    """The receipt of a cancel."""
+    """Receipt of a cancel request; absent without one."""
     checkpoint: CheckpointStatus | None = None
-    """Last durable checkpoint."""
+    """Latest durable checkpoint of all attempts, updated when an attempt ends; while the trainer
+    runs, `progress.checkpoint` may be newer. Absent without one."""
     result: Result | None = None
-    """What came out."""
+    """Result of the job; absent unless it has succeeded."""
     failure: Failure | None = None
-    """Root cause of the latest failure."""
+    """Root cause of the latest failure; absent without one."""
     warnings: Annotated[
         tuple[Annotated[str, Field(max_length=WARNING_MAX_LENGTH)], ...],
         Field(max_length=WARNINGS_MAX, json_schema_extra=Atomic),
     ] = ()
-    """Warnings of the trainer, from the result of the latest attempt."""
+    """Problems that did not end the latest attempt and that a user should know, such as skipped
+    rows of market data; reported by the trainer when it ends."""
 
 
 class TrainingJob(ApiModel):
-    """Trains one strategy model."""
+    """Training of one strategy's model, in a pod that the operator starts, retries and cancels."""
 
     spec: TrainingJobSpec
-    """What to train, on what, where to. Only `cancel` can be changed after creation."""
+    """Strategy, data, output and trainer of a job. Immutable after creation, except `cancel` and
+    `ttlSecondsAfterFinished`."""
     status: TrainingJobStatus = TrainingJobStatus()
-    """What happened so far."""
+    """State of the job, written by the operator; `progress` is written by the trainer."""

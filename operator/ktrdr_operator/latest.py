@@ -97,14 +97,17 @@ class Latest(Generic[K, T]):
         return True
 
     def drop(self, key: K, uid: str, version: int = 0) -> bool:
-        """Take a deletion; returns whether the record was removed.
+        """Take a deletion.
 
         Args:
             key: name of the deleted object.
             uid: UID of the deleted object; a newer object of the same name stays.
             version: the deletion's version; 0 when unknown.
+
+        Returns:
+            Whether this is the latest that is known of the name.
         """
-        known = self.records.get(key)
+        known, before = self.records.get(key), self._floors.get(key, 0)
         if self._listing is not None:
             self._listing.changed.add(key)  # the list may still contain it, though it is unknown
         if known is not None and known.uid != uid and known.version >= version:
@@ -115,8 +118,8 @@ class Latest(Generic[K, T]):
         if known is not None and known.uid != uid:
             self._bury(known.uid, known.version)
         self._set(key, None)
-        self._floors[key] = max(floor, self._floors.get(key, 0))
-        return known is not None
+        self._floors[key] = max(floor, before)
+        return floor >= before
 
     def put_live(self, key: K, record: T | None, before: T | None) -> None:
         """Take the answer of a live GET.

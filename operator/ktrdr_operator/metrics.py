@@ -169,6 +169,15 @@ class Metrics:
         """Count a Kubernetes Event that could not be posted."""
         self._dropped_events.inc()
 
+    def job_finished(self, outcome: str) -> None:
+        """Count a TrainingJob that has finished."""
+
+    def job_expired(self) -> None:
+        """Count a TrainingJob that was deleted after its time to live."""
+
+    def disruption(self) -> None:
+        """Count a disruption."""
+
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)

@@ -31,7 +31,7 @@ from ktrdr_client.cluster import (
 )
 from ktrdr_operator.intake import Cause, priority_of
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.queue import Priority, WorkQueue
 from ktrdr_operator.store import JobKey, KnownJob, ResyncToken, Store, job_key
 from ktrdr_operator.views import Raw
 from ktrdr_operator.watches import Watches
@@ -69,21 +69,16 @@ class Resync:
     """Namespaces that could not be read at the latest resync."""
 
     async def run(self) -> None:
-        """Resync until cancelled; a failed one is tried again at the next turn."""
+        """Resync until cancelled."""
         await self.watches.positioned.wait()
-        await self._retry(self.once, "first full list")
+        await self._retry(self.once, "full list")
         # Most of what exists now stays: the garbage collector need not traverse it again and again.
         gc.collect()
         gc.freeze()
         self.filled.set()
         while True:
             await self._wait_until_due()
-            try:
-                await self.once()
-            except ApiError as error:
-                log.warning(
-                    "full resync failed, retrying at the next interval; watches continue: %s", error
-                )
+            await self._retry(self.once, "full list")
 
     async def wait_for_server(self) -> None:
         """Wait until the API server serves TrainingJobs.
@@ -91,7 +86,7 @@ class Resync:
         kopf must not start before: it gives up after a minute without an answer, and it never
         watches a resource type that did not exist when it started.
         """
-        await self._retry(self._read_one, "API server")
+        await self._retry(self._read_one, "first request")
 
     async def once(self) -> None:
         """List, compare, enqueue what differs.
@@ -126,7 +121,7 @@ class Resync:
                 await call()
                 return
             except ApiError as error:
-                log.warning("%s not available, retrying in %.1f s: %s", what, delay, error)
+                log.warning("%s failed, retrying in %.1f s: %s", what, delay, error)
             await asyncio.sleep(self.random.uniform(delay / 2, delay))
             delay = min(delay * 2, MAX_RETRY_SECONDS)
 
@@ -184,7 +179,7 @@ class Resync:
         now = self.now()
         for key, job in self.store.jobs.items():
             if (due := _deletion_time(job)) is not None:
-                self.queue.add_after(key, (due - now).total_seconds())
+                self.queue.add_after(key, (due - now).total_seconds(), Priority.STATUS_ONLY)
 
 
 def _deletion_time(job: KnownJob) -> datetime | None:

@@ -78,10 +78,10 @@ class KnownJob:
     reported_at: float
     """Monotonic seconds when the latest progress, or else the object, was received."""
     body: bytes
-    """JSON without managedFields, last-applied, resourceVersion and status.progress. Empty once the
-    job is finished and settled (status.observedGeneration is the generation)."""
+    """JSON without managedFields, last-applied, resourceVersion and status.progress. Empty for a
+    settled job, unless it was read by a live GET since the latest resync."""
     progress: bytes
-    """JSON of status.progress; empty when there is none."""
+    """JSON of status.progress; empty when there is none, or no body."""
     attempt: int = 0
     """`status.attempt`."""
     is_waiting: bool = False
@@ -92,11 +92,9 @@ class KnownJob:
     """`status.completionTime` of a finished job."""
     ttl_seconds: int | None = None
     """`spec.ttlSecondsAfterFinished`."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is left to do for it, except to delete it when its TTL is over."""
-        return not self.body
+    is_settled: bool = False
+    """Finished, `status.observedGeneration` is the generation, and no user has deleted it: nothing
+    is left to do for it, except to delete it when its TTL is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +144,17 @@ def _differs_for_decision(before: bytes, now: bytes) -> bool:
     return bool(old.get("attempt") != new.get("attempt")) or is_cancelling[0] != is_cancelling[1]
 
 
-def known_job(raw: Raw, *, size_bytes: int, reported_at: float) -> KnownJob:
-    """Project a TrainingJob; it need not be valid, only an object with metadata."""
+def known_job(
+    raw: Raw, *, size_bytes: int, reported_at: float, keep_body: bool = False
+) -> KnownJob:
+    """Project a TrainingJob; it need not be valid, only an object with metadata.
+
+    Args:
+        raw: the object.
+        size_bytes: its size as the API server stores it; 0 measures it.
+        reported_at: monotonic seconds of the latest progress.
+        keep_body: whether to keep the body of a settled job, too.
+    """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     generation = metadata.get("generation", 0)
     is_finished = _is_true(status, ConditionType.FINISHED)
@@ -163,13 +170,14 @@ def known_job(raw: Raw, *, size_bytes: int, reported_at: float) -> KnownJob:
         is_stop_requested=not is_finished and (is_deleting or bool(spec.get("cancel"))),
         size_bytes=size_bytes or len(orjson.dumps(raw)),
         reported_at=reported_at,
-        body=b"" if is_settled else _body(raw),
-        progress=b"" if is_settled else _progress(raw),
+        body=_body(raw) if keep_body or not is_settled else b"",
+        progress=_progress(raw) if keep_body or not is_settled else b"",
         attempt=status.get("attempt") or 0,
         is_waiting="waiting" in status,
         report_period_seconds=period if isinstance(period, int) else None,
         finished_time=str(status.get("completionTime") or "") if is_finished else "",
         ttl_seconds=ttl if isinstance(ttl, int) else None,
+        is_settled=is_settled,
     )
 
 
@@ -302,9 +310,7 @@ class Store:
         if key is None:
             return False
         pod = PodKey(metadata["namespace"], metadata["name"])
-        known = self._pods.records.get(pod)
-        self._pods.drop(pod, metadata["uid"], int(metadata["resourceVersion"]))
-        if self._pods.records.get(pod) is None and (known is None or known.uid == metadata["uid"]):
+        if self._pods.drop(pod, metadata["uid"], int(metadata["resourceVersion"])):
             self._remember_deleted(key, view_pod(raw, gone=True))
         job = self.jobs.get(key)
         return job is not None and not job.is_settled
@@ -312,8 +318,11 @@ class Store:
     # Answers to requests of ours.
 
     def put_live_job(self, key: JobKey, raw: Raw | None, before: KnownJob | None) -> None:
-        """Take the answer of a GET that was sent when `before` was the record."""
-        record = None if raw is None else self._project(key, raw, 0)
+        """Take the answer of a GET that was sent when `before` was the record.
+
+        The body of a settled job is kept until the next resync: it was asked for.
+        """
+        record = None if raw is None else self._project(key, raw, 0, keep_body=True)
         self._jobs.put_live(key, record, before)
 
     def put_live_pod(
@@ -326,6 +335,7 @@ class Store:
         pod = PodKey(key.namespace, name)
         record = None if raw is None else known_pod(key, raw)
         if record is not None and not self._is_kept(record):
+            self._pods.forget(pod)
             return
         self._pods.put_live(pod, record, before)
         if before is not None and self._pods.records.get(pod) is None:
@@ -388,6 +398,7 @@ class Store:
         pods_before = dict(self._pods.records)
         jobs = self._jobs.finish_list(token.jobs, lambda k: k.namespace not in skipped_namespaces)
         pods = self._pods.finish_list(token.pods, lambda k: k.namespace not in skipped_namespaces)
+        self._drop_bodies()
         for known in (pods_before[pod] for pod in pods):
             self._remember_deleted(known.job, replace(known.view, gone=True))
         return {*jobs, *(pods_before[pod].job for pod in pods)}
@@ -406,13 +417,15 @@ class Store:
         touched = {self.put_listed_pod(token, raw) for raw in pods}
         return changed | {key for key in touched if key} | self.finish_resync(token)
 
-    def _project(self, key: JobKey, raw: Raw, size_bytes: int) -> KnownJob:
+    def _project(
+        self, key: JobKey, raw: Raw, size_bytes: int, *, keep_body: bool = False
+    ) -> KnownJob:
         known, progress = self.jobs.get(key), _progress(raw)
         is_same = known is not None and known.uid == raw["metadata"]["uid"]
         reported_at = self._clock()
         if known is not None and is_same and progress == known.progress:
             reported_at = known.reported_at
-        return known_job(raw, size_bytes=size_bytes, reported_at=reported_at)
+        return known_job(raw, size_bytes=size_bytes, reported_at=reported_at, keep_body=keep_body)
 
     def _asks_for_decision(self, known: KnownJob | None, job: KnownJob) -> bool:
         if known is None:
@@ -421,6 +434,11 @@ class Store:
             return True
         is_first_after_silence = job.reported_at - known.reported_at > self.silence_seconds
         return is_first_after_silence or _differs_for_decision(known.progress, job.progress)
+
+    def _drop_bodies(self) -> None:
+        for key, job in self.jobs.items():
+            if job.is_settled and job.body:
+                self.jobs[key] = replace(job, body=b"", progress=b"")
 
     def _is_kept(self, pod: KnownPod) -> bool:
         job = self.jobs.get(pod.job)

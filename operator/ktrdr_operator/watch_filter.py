@@ -11,6 +11,7 @@ the events taken a bookmark with the version of the last one, from which it reco
 
 import logging
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 import orjson
@@ -38,9 +39,11 @@ class WatchFilter:
         """Take the events of objects; returns the lines for kopf."""
         passed: list[bytes] = []
         taken: str | None = None
+        received = monotonic()
         for line in lines:
             event = orjson.loads(line)
             if self._take(event, len(line) - _ENVELOPE_BYTES):
+                self.metrics.handler_lag(monotonic() - received)
                 taken = event["object"].get("metadata", {}).get("resourceVersion")
             else:
                 passed.append(line)

@@ -1,9 +1,12 @@
 """Every rule of the TrainingJob's schema, on a real API server, with the words a user reads."""
 
+import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from ktrdr_api.training_job import Progress
 from kube import Kube, Raw, RefusedError, training_job
 
 pytestmark = pytest.mark.usefixtures("crd")
@@ -66,10 +69,10 @@ INVALID: dict[str, tuple[Raw, str]] = {
     "variable twice": (env("A", "B", "A"), 'spec.trainer.env[2]: Duplicate value: {"name":"A"}'),
     "symbol twice": ({"symbols": ["BTC", "BTC"]}, 'spec.symbols[1]: Duplicate value: "BTC"'),
     "no such timeframe": ({"timeframes": ["2h"]}, "spec.timeframes[0]: Unsupported value"),
-    "path up": (claim(subPath="a/../b"), "subPath must not contain '..'"),
-    "path up at the end": (claim(subPath="a/.."), "subPath must not contain '..'"),
-    "path absolute": (claim(subPath="/etc"), "subPath in body should match"),
-    "reserved variable": (env("KTRDR_POD_UID"), "names that begin with KTRDR_ belong to"),
+    "path up": (claim(subPath="a/../b"), 'subPath: Invalid value: "a/../b": must be a path rel'),
+    "path up at the end": (claim(subPath="a/.."), "such as models/a, without '..'"),
+    "path absolute": (claim(subPath="/etc"), "must be a path relative to the volume"),
+    "reserved variable": (env("KTRDR_POD_UID"), "names with the prefix KTRDR_ are reserved"),
     "half a GPU": (resources(limits={"nvidia.com/gpu": "500m"}), "GPUs are whole numbers"),
     "more GPUs than numbers": (
         resources(limits={"nvidia.com/gpu": "9" * 32}),
@@ -85,11 +88,11 @@ INVALID: dict[str, tuple[Raw, str]] = {
     ),
     "GPUs requested only": (
         resources(requests={"nvidia.com/gpu": 1}),
-        "GPUs must be in limits, and in requests not at all or with the same number",
+        "requests of GPUs, other resources with a domain and huge pages must be omitted or equal",
     ),
     "GPUs unequal": (
         resources(requests={"nvidia.com/gpu": 1}, limits={"nvidia.com/gpu": 2}),
-        "GPUs must be in limits, and in requests not at all or with the same number",
+        "requests of GPUs, other resources with a domain and huge pages must be omitted or equal",
     ),
     "not a quantity": (resources(limits={"memory": "much"}), "limits.memory in body should match"),
     "negative": (resources(limits={"cpu": -1}), "should be greater than or equal to 0"),
@@ -170,7 +173,10 @@ def test_cancel_is_one_way(kube: Kube) -> None:
     patched = kube.patch("trainingjobs.ktrdr.io", "job", {"spec": {"cancel": True}})
     assert patched["spec"]["cancel"] is True
     for value in (False, None):
-        with pytest.raises(RefusedError, match="cancel is one-way: once true it stays true"):
+        with pytest.raises(
+            RefusedError,
+            match=r"spec\.cancel: Forbidden: cancel cannot be reset to false; create a new",
+        ):
             kube.patch("trainingjobs.ktrdr.io", "job", {"spec": {"cancel": value}})
 
 
@@ -181,10 +187,15 @@ def progress(**progress: Any) -> Raw:
 
 def test_progress_never_goes_backwards(kube: Kube) -> None:
     kube.create(training_job())
+    kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 3}}, STATUS)
     kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=2, step=10), STATUS)
     refusals: dict[str, Raw] = {
-        "step must not fall within an attempt": progress(attempt=2, step=9),
-        "an older attempt may not report": progress(attempt=1, step=99),
+        "progress.step must not decrease within one attempt of the same pod": progress(
+            attempt=2, step=9
+        ),
+        "progress.attempt must not decrease: a newer attempt has already reported": progress(
+            attempt=1, step=99
+        ),
         "progress must not be removed": {"status": {"progress": None}},
         "Too long: may not be more than 256": progress(attempt=2, step=10, message="x" * 257),
         "progress.step in body must be of type integer": progress(attempt=2, step=1e30),
@@ -201,10 +212,12 @@ def test_progress_never_goes_backwards(kube: Kube) -> None:
     kube.patch("trainingjobs.ktrdr.io", "job", own, STATUS)
 
 
-def test_attempt_of_an_older_look_is_refused(kube: Kube) -> None:
+def test_status_attempt_of_an_outdated_writer_is_refused(kube: Kube) -> None:
     kube.create(training_job())
     kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 2}}, STATUS)
-    with pytest.raises(RefusedError, match="may not take an attempt back"):
+    with pytest.raises(
+        RefusedError, match=r"status\.attempt must not decrease: the writer has read an outdated"
+    ):
         kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 1}}, STATUS)
 
 
@@ -222,7 +235,7 @@ def test_terminal_condition_never_reverts(kube: Kube, terminal: str) -> None:
         condition["status"] = "True" if condition["type"] == terminal else "False"
     kube.patch("trainingjobs.ktrdr.io", "job", done, STATUS)
     for undone in (conditions(**{terminal: "False"}), conditions(Running="False")):
-        with pytest.raises(RefusedError, match="terminal conditions must not revert"):
+        with pytest.raises(RefusedError, match="Finished must stay True once they are True"):
             kube.patch("trainingjobs.ktrdr.io", "job", undone, STATUS)
 
 
@@ -231,23 +244,187 @@ def test_schema_is_explained_by_kubectl(cluster: Kube) -> None:
     assert "Seconds the trainer has to end by itself" in text
 
 
-def test_printer_columns_show_live_progress(kube: Kube) -> None:
+def test_printer_columns_show_progress_and_the_message(kube: Kube) -> None:
     kube.create(training_job())
     display = {"epoch": "3/50", "eta": "4m20s", "loss": "0.25", "batch": "120/640"}
-    body = progress(attempt=1, percentage=7, display=display)
+    body = progress(attempt=1, percentage=7, display={**display, "progress": "7%"})
+    body["status"] |= {"phase": "Running", "reason": "Running", "message": "Trainer is running"}
     kube.patch("trainingjobs.ktrdr.io", "job", body, STATUS)
-    narrow = kube.run("get", "ktj", "job")
-    wide = kube.run("get", "ktj", "job", "-owide")
-    assert narrow.split("\n")[0].split() == [
-        "NAME",
-        "PHASE",
-        "PROGRESS",
-        "EPOCH",
-        "ETA",
-        "GPUS",
-        "RETRIES",
-        "AGE",
-    ]
-    assert wide.split("\n")[0].split()[8:] == ["LOSS", "BATCH", "HOST", "CHECKPOINT", "REASON"]
-    assert {"7", "3/50", "4m20s"} <= set(narrow.split())
-    assert {"0.25", "120/640"} <= set(wide.split())
+    narrow = kube.run("get", "ktj", "job").splitlines()
+    wide = kube.run("get", "ktj", "job", "-owide").splitlines()
+    head = ["NAME", "PHASE", "PROGRESS", "EPOCH", "ETA", "GPUS", "RETRIES", "AGE"]
+    assert narrow[0].split() == head
+    assert wide[0].split() == [*head, "LOSS", "BATCH", "HOST", "CHECKPOINT", "REASON", "MESSAGE"]
+    assert narrow[1].split()[:5] == ["job", "Running", "7%", "3/50", "4m20s"]
+    assert {"0.25", "120/640"} <= set(wide[1].split())
+    assert wide[1].endswith("Trainer is running")
+
+    # The operator empties these texts once the job has failed, so that it does not look alive.
+    body["status"]["progress"]["display"] = {"epoch": "3/50"}
+    kube.apply(
+        {**training_job(), "status": {"progress": body["status"]["progress"]}},
+        "--server-side",
+        "--force-conflicts",
+        STATUS,
+    )
+    assert kube.run("get", "ktj", "job").splitlines()[1].split()[:3] == ["job", "Running", "3/50"]
+
+
+def apply_status(kube: Kube, manager: str, status: Raw) -> Raw:
+    """Server-side apply of a part of status, as operator and trainer do it."""
+    body = {**training_job(), "status": status}
+    del body["spec"]
+    return kube.apply(
+        body, "--server-side", "--force-conflicts", f"--field-manager={manager}", STATUS
+    )
+
+
+def managed_status_fields(kube: Kube) -> dict[str, Raw]:
+    """What each field manager owns of status."""
+    job = json.loads(
+        kube.run("get", "trainingjobs.ktrdr.io", "job", "-ojson", "--show-managed-fields")
+    )
+    return {
+        entry["manager"]: entry["fieldsV1"]["f:status"]
+        for entry in job["metadata"]["managedFields"]
+        if "f:status" in entry["fieldsV1"]
+    }
+
+
+def test_status_applied_by_two_managers_neither_removes_the_part_of_the_other(kube: Kube) -> None:
+    kube.create(training_job())
+    waiting = {"reason": "Unschedulable", "message": "", "since": TIME}
+    operator: Raw = {"observedGeneration": 1, "attempt": 1, "waiting": waiting}
+    operator |= conditions(Running="False", Finished="False")["status"]
+    trainer: Raw = progress(attempt=1, step=1, message="first", samplesPerSecond=9)["status"]
+    apply_status(kube, "ktrdr-operator", operator)
+    both = apply_status(kube, "ktrdr-trainer", trainer)
+    assert both["status"] == {**operator, **trainer}
+
+    # What a manager leaves out of its next apply is removed, inside its objects as well.
+    del operator["waiting"]
+    operator |= conditions(Running="True")["status"]
+    both = apply_status(kube, "ktrdr-operator", operator)
+    assert both["status"] == {**operator, **trainer}
+    trainer = progress(attempt=1, step=2)["status"]
+    both = apply_status(kube, "ktrdr-trainer", trainer)
+    assert both["status"] == {**operator, **trainer}
+
+    # Once over, the operator may take the progress and write it anew.
+    trainer["progress"]["display"] = {"eta": ""}
+    both = apply_status(kube, "ktrdr-operator", {**operator, **trainer})
+    assert both["status"] == {**operator, **trainer}
+    owned = managed_status_fields(kube)
+    assert "f:progress" in owned["ktrdr-operator"]
+    assert "ktrdr-trainer" not in owned
+
+
+def test_managed_fields_have_one_entry_for_each_part(kube: Kube) -> None:
+    kube.create(training_job())
+    status = {**progress(attempt=1)["status"], **conditions(Running="True")["status"]}
+    apply_status(kube, "any", status)
+    assert managed_status_fields(kube)["any"] == {"f:progress": {}, "f:conditions": {}}
+
+
+def test_spec_applied_again_by_its_owner_is_unchanged(kube: Kube) -> None:
+    # An atomic object is replaced whole: the defaults inside it must come back, or the immutability
+    # rules would reject what a GitOps tool applies every few minutes.
+    job = training_job(cancellation={"gracePeriodSeconds": 5}, trainer={"env": []})
+    server_side = ("--server-side", "--field-manager=gitops")
+    # The second apply of any object is written, even if it changes nothing (Kubernetes 1.36).
+    _, second, third = (kube.apply(job, *server_side) for _ in range(3))
+    assert third["spec"]["cancellation"] == {"gracePeriodSeconds": 5, "checkpoint": "BestEffort"}
+    assert third["metadata"] == second["metadata"]
+    assert third["metadata"]["generation"] == 1
+    job["spec"]["cancel"] = True
+    assert kube.apply(job, *server_side)["spec"]["cancel"] is True
+    client_side = training_job("other", cancellation={"gracePeriodSeconds": 5})
+    kube.apply(client_side)
+    client_side["spec"]["cancel"] = True
+    assert kube.apply(client_side)["spec"]["cancel"] is True
+
+
+ATTEMPTS: dict[str, tuple[int | None, int, bool]] = {
+    "attempt 1, before it is on record": (None, 1, True),
+    "attempt 1, on record as 0": (0, 1, True),
+    "attempt on record": (2, 2, True),
+    "earlier attempt": (3, 2, True),
+    "next attempt": (2, 3, False),
+    "attempt 2 before any is on record": (None, 2, False),
+    "attempt far ahead": (1, 999, False),
+}
+
+
+@pytest.mark.parametrize(
+    ("on_record", "reported", "accepted"), ATTEMPTS.values(), ids=ATTEMPTS.keys()
+)
+def test_progress_of_an_attempt_that_is_not_on_record_is_refused(
+    kube: Kube, on_record: int | None, reported: int, *, accepted: bool
+) -> None:
+    kube.create(training_job())
+    kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": on_record}}, STATUS)
+    report = progress(attempt=reported)
+    if accepted:
+        kube.patch("trainingjobs.ktrdr.io", "job", report, STATUS)
+        return
+    with pytest.raises(RefusedError) as refused:
+        kube.patch("trainingjobs.ktrdr.io", "job", report, STATUS)
+    assert (
+        "status.progress.attempt: Invalid value: progress.attempt must not be above status.attempt:"
+        " that attempt has not started"
+    ) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "accepted"),
+    [
+        ({"attempt": 1, "attemptState": "Ended", "retryTime": TIME}, True),
+        ({"attempt": 1, "attemptState": "Running", "retryTime": TIME}, False),
+        ({"attempt": 1, "retryTime": TIME}, False),
+    ],
+    ids=["ended", "running", "no state"],
+)
+def test_retry_time_of_an_attempt_that_has_not_ended_is_refused(
+    kube: Kube, status: Raw, *, accepted: bool
+) -> None:
+    kube.create(training_job())
+    if accepted:
+        kube.patch("trainingjobs.ktrdr.io", "job", {"status": status}, STATUS)
+        return
+    with pytest.raises(RefusedError, match="requires attemptState Ended"):
+        kube.patch("trainingjobs.ktrdr.io", "job", {"status": status}, STATUS)
+
+
+TIMES = {
+    "2026-01-31T08:30:00Z": True,
+    "2026-01-31T08:30:00.123456789+05:30": True,
+    "2026-02-30T08:30:00Z": False,
+    "2026-01-31T24:00:00Z": False,
+    "2026-12-31T23:59:60Z": False,
+    "2026-01-31T08:30:00x5Z": False,
+    "2026-01-31t08:30:00z": False,
+    "0000-01-01T00:00:00Z": False,
+    "9999-12-31T23:59:59-01:00": False,
+    "\u0662026-01-31T08:30:00Z": False,
+}
+
+
+def test_time_is_accepted_by_the_server_and_by_the_models_alike(kube: Kube) -> None:
+    # A time that only the server accepts would make the status unreadable for the operator; one
+    # that only the models accept would make each of its status updates fail.
+    kube.create(training_job())
+    by_model, by_server = {}, {}
+    for time in TIMES:
+        report = progress(attempt=1, lastUpdateTime=time)
+        try:
+            Progress.model_validate(report["status"]["progress"])
+            by_model[time] = True
+        except ValidationError:
+            by_model[time] = False
+        try:
+            kube.patch("trainingjobs.ktrdr.io", "job", report, STATUS, DRY_RUN)
+            by_server[time] = True
+        except RefusedError:
+            by_server[time] = False
+    assert by_model == TIMES
+    assert by_server == TIMES

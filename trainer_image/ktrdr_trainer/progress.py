@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from ktrdr_api.run_contract import CheckpointRef, Metric, Stage
+from ktrdr_api.run_contract import CheckpointRef, Metric, Stage, printable
 from ktrdr_api.training_job import CheckpointStatus, Display, MetricValue, Progress
 from ktrdr_trainer.slot import LoopProgress
 
@@ -83,17 +83,18 @@ def progress_of(
         remaining_seconds: See `Forecast`.
         now: UTC.
     """
+    percentage = _percentage(view, loop, stage)
     common = {
         "attempt": view.attempt,
         "pod_uid": view.pod_uid,
         "stage": stage,
-        "percentage": _percentage(view, loop, stage),
+        "percentage": percentage,
         "message": _message(view, loop, stage),
         "last_update_time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "checkpoint": _checkpoint_status(view.checkpoint),
     }
     if loop is None:
-        return Progress.model_validate(common)
+        return Progress.model_validate({**common, "display": Display(progress=f"{percentage}%")})
     return Progress(
         **common,
         current_epoch=loop.epoch,
@@ -106,7 +107,7 @@ def progress_of(
         metrics=tuple(
             MetricValue(name=metric.name, value=metric.value) for metric in metrics_of(loop.metrics)
         ),
-        display=_display(loop, remaining_seconds),
+        display=_display(loop, percentage, remaining_seconds),
     )
 
 
@@ -168,16 +169,17 @@ def _message(view: RunView, loop: LoopProgress | None, stage: Stage) -> str:
         text = "Storing the model"
     else:
         text = position_text(loop) if loop else "Preparing data"
-    return "".join(c if c.isprintable() else " " for c in text)[:MESSAGE_MAX]
+    return printable(text)[:MESSAGE_MAX]
 
 
-def _display(loop: LoopProgress, remaining_seconds: int | None) -> Display:
+def _display(loop: LoopProgress, percentage: int, remaining_seconds: int | None) -> Display:
     loss = loop.metrics.get(LOSS_METRIC, math.nan)
     return Display(
         epoch=f"{loop.epoch}/{loop.total_epochs}",
         batch=f"{loop.batch}/{loop.total_batches}",
         eta="" if remaining_seconds is None else duration_text(remaining_seconds),
         loss=f"{loss:.4f}" if abs(loss) < 1e6 else "",  # also false for NaN
+        progress=f"{percentage}%",
     )
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from ktrdr_api import names
 from ktrdr_api.crd import CHART_FILE, CRD_FILE, build, render, render_template
+from ktrdr_api.crd_rules import ALL_RULES
 from ktrdr_api.training_job import MUTABLE_SPEC_FIELDS
 
 ROOT = Path(__file__).parents[3]
@@ -61,17 +62,56 @@ def test_crd_every_rule_has_message_reason_and_an_existing_field(schema: dict[st
         for rule in node.get("x-kubernetes-validations", []):
             assert rule["message"], path
             assert rule["reason"] in {"FieldValueInvalid", "FieldValueForbidden"}, path
-            if "fieldPath" in rule:
-                assert rule["fieldPath"].removeprefix(".") in node["properties"], path
+            below = node
+            for name in rule.get("fieldPath", "").split(".")[1:]:
+                below = below["properties"][name]
+
+
+def test_crd_every_named_rule_is_used(schema: dict[str, Any]) -> None:
+    used = [rule for _, node in nodes(schema) for rule in node.get("x-kubernetes-validations", [])]
+    assert [rule for rules in ALL_RULES.values() for rule in rules if rule not in used] == []
+
+
+def test_crd_message_with_the_wrong_entry_begins_like_the_message(schema: dict[str, Any]) -> None:
+    # The API server shows `message` if the expression fails, for example for a key with a newline.
+    computed = [
+        (rule["messageExpression"], rule["message"].replace("'", "\\'"))
+        for _, node in nodes(schema)
+        for rule in node.get("x-kubernetes-validations", [])
+        if "messageExpression" in rule
+    ]
+    assert computed
+    assert [pair for pair in computed if not pair[0].startswith(f"'{pair[1]}; got: ' + ")] == []
+
+
+def test_crd_objects_below_spec_and_status_have_one_owner_each(schema: dict[str, Any]) -> None:
+    for name in ("spec", "status"):
+        fields = schema["properties"][name]["properties"]
+        objects = {field for field, node in fields.items() if "properties" in node}
+        atomic = {f for f, node in fields.items() if node.get("x-kubernetes-map-type") == "atomic"}
+        assert objects == atomic
+        assert "x-kubernetes-map-type" not in schema["properties"][name]
+    assert schema["properties"]["status"]["properties"]["conditions"]["x-kubernetes-list-type"] == (
+        "atomic"
+    )
 
 
 def test_crd_every_spec_field_but_the_mutable_ones_has_its_immutability_rule(
     schema: dict[str, Any],
 ) -> None:
     spec = schema["properties"]["spec"]
-    messages = {rule["message"] for rule in spec["x-kubernetes-validations"]}
-    frozen = {name for name in spec["properties"] if f"spec.{name} is immutable" in str(messages)}
-    assert frozen == spec["properties"].keys() - MUTABLE_SPEC_FIELDS
+
+    def immutable(node: dict[str, Any]) -> set[str]:
+        rules = node.get("x-kubernetes-validations", [])
+        found = (re.match(r"spec\.(\w+) is immutable", rule["message"]) for rule in rules)
+        return {match[1] for match in found if match}
+
+    fields = spec["properties"].items()
+    own = {name for name, node in fields if immutable(node) == {name}}
+    assert own == {name for name, _ in fields} - MUTABLE_SPEC_FIELDS
+    # Adding and removing is seen by the parent only, and only possible without a default.
+    optional = {name for name, node in fields if "default" not in node} - {*spec["required"]}
+    assert immutable(spec) == optional - MUTABLE_SPEC_FIELDS
 
 
 def test_crd_fresh_status_is_never_current(schema: dict[str, Any]) -> None:

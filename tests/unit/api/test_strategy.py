@@ -69,14 +69,14 @@ def test_features_stand_in_the_order_of_inputs_timeframes_memberships() -> None:
     ]
 
 
-def test_warnings_name_what_nothing_uses() -> None:
+def test_warnings_name_unused_indicators_and_fuzzy_sets() -> None:
     strategy = parse(
         ("macd_std: {type: macd}", "macd_std: {type: macd}\n  spare: {type: obv}"),
         ("fuzzy_sets:", "fuzzy_sets:\n  odd: {indicator: rsi_14, x: [1, 2, 3]}"),
     )
     assert strategy.warnings() == [
-        "indicators.spare: nothing uses it",
-        "fuzzy_sets.odd: no nn_input uses it",
+        "indicators.spare: not used by any fuzzy set or nn_input",
+        "fuzzy_sets.odd: not used by any nn_input",
     ]
 
 
@@ -139,23 +139,25 @@ def test_parse_strategy_sets_are_bounded_so_that_features_are() -> None:
     with pytest.raises(StrategyError) as refused:
         parse(("    mid: [30, 50, 70]\n", many))
     assert str(refused.value) == (
-        "s.yaml: fuzzy_sets.rsi_zone: a fuzzy set has at most 32 memberships, got 34"
+        "s.yaml: fuzzy_sets.rsi_zone: must have at most 32 memberships, got 34"
     )
 
 
 def test_parse_strategy_list_of_indicators_is_an_old_format() -> None:
-    with pytest.raises(StrategyError, match="format v1 or v2 is not read; write v3"):
+    with pytest.raises(
+        StrategyError, match="formats v1 and v2 are not supported; convert the file to v3"
+    ):
         parse_strategy("name: old\nindicators:\n- {name: rsi, period: 14}\n")
 
 
 def test_parse_strategy_beyond_the_limit_is_refused_unread() -> None:
-    with pytest.raises(StrategyError, match=r"\(file\): 65537 bytes; at most 65536 are read"):
+    with pytest.raises(StrategyError, match=r"\(file\): 65537 bytes; must have at most 65536"):
         parse_strategy("#" * 65_537)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing", "null", "- a", "text"])
 def test_parse_strategy_not_a_map_is_refused(text: str) -> None:
-    with pytest.raises(StrategyError, match=r"strategy: \(file\): not a map; begin with"):
+    with pytest.raises(StrategyError, match=r"strategy: \(file\): must be a map; begin with"):
         parse_strategy(text)
 
 

@@ -41,8 +41,8 @@ def test_load_reads_plain_values_as_meant(text: str, want: object) -> None:
 
 
 BILLION_LAUGHS = "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
-NO_ALIASES = "anchors and aliases (&, *) are not read; write the value out"
-NO_TAGS = "tags (!) are not read; write a plain value"
+NO_ALIASES = "anchors and aliases (&, *) are not supported; repeat the value"
+NO_TAGS = "tags (!) are not supported; write a plain value"
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,14 @@ NO_TAGS = "tags (!) are not read; write a plain value"
         (BILLION_LAUGHS, f"line 1, column 4: {NO_ALIASES}"),
         ("a: *b", f"line 1, column 4: {NO_ALIASES}"),
         ("a: !!python/object:os.system x", f"line 1, column 4: {NO_TAGS}"),
-        ("a: 1\nb: 2\na: 3", "line 3, column 1: key 'a' stands here twice; keep one"),
-        ("1: a", "line 1, column 1: key 1 is not text; put it in quotes"),
-        ("? [a]\n: b", "line 1, column 3: key ('a',) is not text; put it in quotes"),
-        ("a: 1\n---\nb: 1", "line 2, column 1: a second document; write one a file"),
-        ("[" * 30_000, "line 1, column 17: nested deeper than 16"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: duplicate key 'a'; remove one"),
+        ("1: a", "line 1, column 1: key 1 is not a string; put it in quotes"),
+        ("? [a]\n: b", "line 1, column 3: key ('a',) is not a string; put it in quotes"),
+        (
+            "a: 1\n---\nb: 1",
+            "line 2, column 1: more than one YAML document; use one file per strategy",
+        ),
+        ("[" * 30_000, "line 1, column 17: nested deeper than 16 levels"),
         ("a: [1", "line 1, column 6: expected ',' or ']', but got '<stream end>'"),
         ("a:\n\t- b", "line 2, column 1: found character '\\t' that cannot start any token"),
     ],

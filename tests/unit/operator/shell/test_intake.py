@@ -72,7 +72,11 @@ def known(**parts: Any) -> KnownJob:
     [
         (Cause.JOB_CHANGED, known(), Priority.RECONCILE),
         (Cause.JOB_CHANGED, known(spec=CANCELLED), Priority.STOP),
-        (Cause.JOB_CHANGED, known(metadata={"deletionTimestamp": "t"}), Priority.STOP),
+        (
+            Cause.JOB_CHANGED,
+            known(metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+            Priority.STOP,
+        ),
         (Cause.JOB_CHANGED, known(spec=CANCELLED, status=FINISHED), Priority.RECONCILE),
         (Cause.JOB_DELETED, None, Priority.STOP),
         (Cause.JOB_DELETED, known(), Priority.STOP),
@@ -111,7 +115,11 @@ def test_intake_job_deleted_is_dropped_and_goes_first(
     [
         (("MODIFIED", pod("Failed", 2)), CANCELLED, Priority.STOP),
         (("DELETED", pod(version=2)), CANCELLED, Priority.STOP),
-        (("MODIFIED", pod(version=2, deletionTimestamp="t")), CANCELLED, Priority.STATUS_ONLY),
+        (
+            ("MODIFIED", pod(version=2, deletionTimestamp="2026-01-01T00:00:00Z")),
+            CANCELLED,
+            Priority.STATUS_ONLY,
+        ),
         (("MODIFIED", pod("Failed", 2)), {}, Priority.RECONCILE),
         (("DELETED", pod(version=2)), {}, Priority.RECONCILE),
     ],
@@ -139,7 +147,7 @@ def test_intake_pod_of_a_deleted_job_is_enqueued_only_when_it_appears(
     intake.take_pod("ADDED", pod())
     intake.take_job("DELETED", job(2))
     queue.take()
-    terminating = pod(version=2, deletionTimestamp="t")
+    terminating = pod(version=2, deletionTimestamp="2026-01-01T00:00:00Z")
     assert not intake.take_pod("MODIFIED", terminating)
     assert not intake.take_pod("DELETED", {**terminating, "metadata": pod(version=3)["metadata"]})
     assert intake.take_pod("ADDED", pod(version=4, uid="created late")), "it has to be deleted"

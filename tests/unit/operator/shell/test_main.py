@@ -76,7 +76,7 @@ def test_main_with_bad_settings_names_the_variable_and_exits_2(
     monkeypatch.setattr(entry.log, "critical", lambda text, *args: said.append(text % args))
     assert entry.main() == 2
     assert said[0] == "KTRDR_TRAINER_IMAGE: not set, and it has no default; set it"
-    assert said[1].startswith("KTRDR_WORKERS: Input should be a valid integer")
+    assert said[1].startswith("KTRDR_WORKERS: input should be a valid integer")
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,7 @@ async def test_workers_start_when_the_store_is_complete() -> None:
 
 
 class SlowApi:
-    """An API server whose list of TrainingJobs never ends, and that counts renewals of the Lease."""
+    """An API server whose list of TrainingJobs never ends; it counts renewals of the Lease."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] = {}

@@ -112,7 +112,7 @@ def test_filter_drops_mere_progress_and_keeps_its_value(shell: Shell) -> None:
         job(2, attempt=2),
         job(2, spec={"cancel": True}),
         {**job(2), "status": {"phase": "Failed", "progress": job(2)["status"]["progress"]}},
-        {**job(2), "metadata": {**job(2)["metadata"], "deletionTimestamp": "t"}},
+        {**job(2), "metadata": {**job(2)["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}},
         {**job(2), "metadata": {**job(2)["metadata"], "labels": {"a": "b"}}},
         {**job(2), "status": {}},
         {name: value for name, value in job(2).items() if name != "status"},
@@ -165,11 +165,17 @@ def test_filter_enqueues_of_a_pod_only_what_decisions_see(shell: Shell) -> None:
         ("MODIFIED", waiting_pod("ErrImagePull", "no such image"), True),
         ("MODIFIED", running_pod(), True),
         ("MODIFIED", running_pod(podIPs=[{"ip": "10.0.0.1"}]), False),
-        ("MODIFIED", running_pod(deleting=True), True),
-        ("DELETED", running_pod(deleting=True), True),
+        ("MODIFIED", running_pod(deleting=20), True),
+        ("DELETED", running_pod(deleting=20), True),
     )
     lines = [pod_line(kind, pod, n + 1) for n, (kind, pod, _) in enumerate(story)]
     assert [shell.enqueues(text) for text in lines] == [enqueues for *_, enqueues in story]
+
+
+def test_filter_measures_how_long_each_event_took_since_it_was_received(shell: Shell) -> None:
+    shell.filter.filter_lines([line("ADDED", job(1)), line("MODIFIED", job(2))])
+    count = shell.metrics.registry.get_sample_value("ktrdr_event_handler_lag_seconds_count")
+    assert count == 2
 
 
 def test_filter_survives_what_it_cannot_read(shell: Shell) -> None:

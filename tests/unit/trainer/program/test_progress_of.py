@@ -49,7 +49,7 @@ def test_progress_in_training_shows_numbers_message_and_columns() -> None:
         metrics=(MetricValue(name="train_loss", value="0.43124"),),
         message="Epoch 3/50 · Batch 120/640",
         last_update_time="2026-01-02T03:04:05Z",
-        display=Display(epoch="3/50", batch="120/640", eta="4m20s", loss="0.4312"),
+        display=Display(epoch="3/50", batch="120/640", eta="4m20s", loss="0.4312", progress="9%"),
     )
     assert shown(loop_progress(), stage=Stage.TRAINING) == want
 
@@ -69,8 +69,8 @@ def test_progress_in_training_shows_numbers_message_and_columns() -> None:
 def test_percentage_at_each_stage_follows_the_scale(
     loop: LoopProgress | None, stage: Stage, prepared: float, want: int
 ) -> None:
-    view = RunView(attempt=1, prepared=prepared)
-    assert shown(loop, stage=stage, view=view).percentage == want
+    progress = shown(loop, stage=stage, view=RunView(attempt=1, prepared=prepared))
+    assert (progress.percentage, progress.display.progress) == (want, f"{want}%")
 
 
 def test_metrics_of_hostile_values_keeps_what_the_api_takes() -> None:
