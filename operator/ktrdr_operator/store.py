@@ -86,6 +86,8 @@ class KnownJob:
     """`status.attempt`."""
     is_waiting: bool = False
     """Whether status.waiting is present: nothing of it runs or is about to."""
+    report_period_seconds: int | None = None
+    """`status.reportPeriodSeconds`: the report interval that its trainer has been told."""
     finished_time: str = ""
     """`status.completionTime` of a finished job."""
     ttl_seconds: int | None = None
@@ -158,7 +160,7 @@ def known_job(
     is_finished = _is_true(status, ConditionType.FINISHED)
     is_deleting = "deletionTimestamp" in metadata
     is_settled = is_finished and status.get("observedGeneration") == generation and not is_deleting
-    ttl = spec.get("ttlSecondsAfterFinished")
+    ttl, period = spec.get("ttlSecondsAfterFinished"), status.get("reportPeriodSeconds")
     return KnownJob(
         uid=metadata["uid"],
         version=int(metadata["resourceVersion"]),
@@ -172,6 +174,7 @@ def known_job(
         progress=_progress(raw) if keep_body or not is_settled else b"",
         attempt=status.get("attempt") or 0,
         is_waiting="waiting" in status,
+        report_period_seconds=period if isinstance(period, int) else None,
         finished_time=str(status.get("completionTime") or "") if is_finished else "",
         ttl_seconds=ttl if isinstance(ttl, int) else None,
         is_settled=is_settled,
