@@ -62,7 +62,9 @@ VALID: dict[str, Raw] = {
     "resource of another kubernetes.io domain": resources(
         requests={"example.kubernetes.io/a": "500m"}
     ),
-    "longest domain": resources(limits={".".join(["a" * 60] * 4) + "/a": 1}),
+    "longest domain of a resource": resources(limits={"a" * 244 + "/a": 1}),
+    "longest domain of a label": {"nodeSelector": {"a" * 253 + "/a": "b"}},
+    "most GPUs": resources(limits={"nvidia.com/gpu": 9999}, requests={"nvidia.com/gpu": "9999"}),
     "variable": {"env": [{"name": "_a1", "value": "Ü\n\t"}, {"name": "B"}]},
     "names": {"imagePullSecrets": [{"name": "a.b-c"}], "schedulerName": "a"},
 }
@@ -100,6 +102,7 @@ INVALID: dict[str, tuple[Raw, str]] = {
         {"nodeSelector": {"a b": "c"}},
         f"spec.trainer.nodeSelector: Invalid value: {LABEL_KEY}",
     ),
+    "label key with a line break": ({"nodeSelector": {"a\nb": "c"}}, LABEL_KEY),
     "label key without a name": ({"nodeSelector": {"a/": "c"}}, "got: a/: c"),
     "label key with two slashes": ({"nodeSelector": {"a/b/c": "d"}}, "got: a/b/c: d"),
     "label key with an upper-case domain": ({"nodeSelector": {"A/b": "c"}}, "got: A/b: c"),
@@ -144,7 +147,7 @@ INVALID: dict[str, tuple[Raw, str]] = {
         "got: requests.a.io/b: 1",
     ),
     "resource domain too long for a quota": (
-        resources(limits={".".join(["a" * 62] * 4) + "/a": 1}),
+        resources(limits={"a" * 245 + "/a": 1}),
         RESOURCE_NAME,
     ),
     "resource name with a blank": (resources(limits={"a.io/b c": 1}), "got: a.io/b c: 1"),
@@ -196,6 +199,8 @@ STRICTER: dict[str, tuple[Raw, str]] = {
         "limits: Invalid value: memory and ephemeral-storage are in bytes and must be 0 or at least"
         " 1Mi; add a unit, such as 500Mi or 4Gi; got: memory: 100m",
     ),
+    "memory just below 1Mi": (resources(limits={"memory": 1048575}), "got: memory: 1048575"),
+    "too many GPUs": (resources(limits={"nvidia.com/gpu": 10000}), "whole numbers below 10000"),
     "memory without a unit": (resources(requests={"memory": 8}), "got: memory: 8"),
     "disk in thousandths": (
         resources(requests={"ephemeral-storage": "1000m"}),

@@ -69,6 +69,17 @@ def test_features_stand_in_the_order_of_inputs_timeframes_memberships() -> None:
     ]
 
 
+def test_features_have_reference_membership_and_normalization() -> None:
+    _, mid, *_, raw = parse().features()
+    assert (mid.timeframe, mid.reference, mid.normalization) == ("1h", "rsi_14", "none")
+    assert mid.membership is not None
+    assert mid.membership.parameters == (30, 50, 70)
+    assert (raw.timeframe, raw.reference, raw.normalization) == ("1d", "macd_std.line", "zscore")
+    assert raw.membership is None
+    *_, unscaled = parse((", normalization: zscore", "")).features()
+    assert unscaled.normalization == "none"
+
+
 def test_warnings_name_unused_indicators_and_fuzzy_sets() -> None:
     strategy = parse(
         ("macd_std: {type: macd}", "macd_std: {type: macd}\n  spare: {type: obv}"),
