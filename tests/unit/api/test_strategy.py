@@ -98,6 +98,29 @@ def test_early_stopping_written_down_is_enabled_unless_it_says_not() -> None:
     assert off.training.early_stopping.enabled is False
 
 
+EDGES = {
+    "one day": ("2019-10-01", "2017-10-01"),
+    "gaussian with a small sigma": ("[30, 15]", "[30, 0.001]"),
+    "membership without slopes": ("[30, 50, 70]", "[30, 30, 30]"),
+    "most memberships": (
+        "    mid: [30, 50, 70]\n",
+        "".join(f"    m{number}: [1, 2, 3]\n" for number in range(31)),
+    ),
+    "first year": ("2017-10-01", "1900-01-01"),
+    "last year": ("2019-10-01", "2199-12-31"),
+    "split that sums to 1 but for rounding": (
+        "learning_rate: 1e-3",
+        "data_split: {train: 0.333333, validation: 0.333333, test: 0.333334}",
+    ),
+    "fast period just below slow": ("{type: macd}", "{type: macd, fast_period: 25}"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), EDGES.values(), ids=EDGES.keys())
+def test_parse_strategy_accepts_the_edge_of_what_is_valid(old: str, new: str) -> None:
+    parse((old, new))
+
+
 REFUSALS = yaml.safe_load((Path(__file__).parent / "strategy_refusals.yaml").read_text())
 
 
@@ -142,6 +165,24 @@ def test_parse_strategy_long_words_are_told_shortly(old: str, new: str) -> None:
     with pytest.raises(StrategyError) as refused:
         parse((old, new))
     assert max(map(len, str(refused.value).splitlines())) <= 500
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(58, f"'{'x' * 58}'"), (59, f"'{'x' * 56}...")], ids=["longest", "longer"]
+)
+def test_parse_strategy_shows_a_wrong_value_up_to_60_characters(size: int, shown: str) -> None:
+    with pytest.raises(StrategyError) as refused:
+        parse(("{type: mlp}", f"{{type: {'x' * size}}}"))
+    assert str(refused.value) == (
+        f"s.yaml: model.type: {shown} is not supported by this version; allowed: mlp"
+    )
+
+
+@pytest.mark.parametrize(("size", "shown"), [(63, "x" * 63), (64, f"'{'x' * 63}'")])
+def test_parse_strategy_shows_an_unknown_key_up_to_63_characters(size: int, shown: str) -> None:
+    with pytest.raises(StrategyError) as refused:
+        parse(("{type: mlp}", f"{{type: mlp, {'x' * size}: 1}}"))
+    assert refused.value.path == f"model.{shown}"
 
 
 def test_parse_strategy_sets_are_bounded_so_that_features_are() -> None:
