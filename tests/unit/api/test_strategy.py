@@ -7,9 +7,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ktrdr_api.errors import StrategyError
 from ktrdr_api.strategy import Strategy, parse_strategy, strategy_digest, with_overrides
+from ktrdr_api.strategy_sections import TIMEFRAME_SECONDS
 
 VALID = """
 name: valid
@@ -106,6 +108,8 @@ EDGES = {
         "    mid: [30, 50, 70]\n",
         "".join(f"    m{number}: [1, 2, 3]\n" for number in range(31)),
     ),
+    "trapezoid": ("[30, 50, 70]", "{type: trapezoidal, parameters: [30, 50, 50, 70]}"),
+    "longest name": ("mid: [", f"{'m' * 63}: ["),
     "first year": ("2017-10-01", "1900-01-01"),
     "last year": ("2019-10-01", "2199-12-31"),
     "split that sums to 1 but for rounding": (
@@ -119,6 +123,32 @@ EDGES = {
 @pytest.mark.parametrize(("old", "new"), EDGES.values(), ids=EDGES.keys())
 def test_parse_strategy_accepts_the_edge_of_what_is_valid(old: str, new: str) -> None:
     parse((old, new))
+
+
+def test_parse_strategy_name_of_64_characters_is_refused() -> None:
+    with pytest.raises(StrategyError, match="must have at most 63 characters"):
+        parse(("mid: [", f"{'m' * 64}: ["))
+
+
+def test_strategy_cannot_be_changed_after_it_was_validated() -> None:
+    strategy = parse()
+    with pytest.raises(ValidationError, match="frozen"):
+        strategy.training.epochs = 1  # type: ignore[misc]  # on purpose
+
+
+def test_timeframes_have_their_length_in_seconds() -> None:
+    minute, hour, day = 60, 3600, 86400
+    want = {
+        "1m": minute,
+        "5m": 5 * minute,
+        "15m": 15 * minute,
+        "30m": 30 * minute,
+        "1h": hour,
+        "4h": 4 * hour,
+        "1d": day,
+        "1w": 7 * day,
+    }
+    assert want == TIMEFRAME_SECONDS
 
 
 REFUSALS = yaml.safe_load((Path(__file__).parent / "strategy_refusals.yaml").read_text())
