@@ -260,8 +260,9 @@ async def bench(tools: Tools, namespace: str, given: argparse.Namespace, log: Pa
     """All rounds: bare pods and TrainingJobs in turns, batch/v1 Jobs between them."""
     cluster = await Cluster.connect(kubeconfig=tools.kubeconfig)
     rounds: dict[str, list[Round]] = {}
+    settings = {"KTRDR_WATCH_NAMESPACES": namespace}
     try:
-        async with operator(tools, cluster, namespace, log=log) as process:
+        async with operator(tools, cluster, log=log, settings=settings) as process:
             await process.wait_for_watches(cluster, START_SECONDS)
             plane = find_control_plane(tools.kubeconfig).with_operator(process.pid)
             found = Bench(cluster, plane, namespace, given.count)
@@ -293,7 +294,7 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory() as logs,
         installed_operators_scaled_down(tools),
-        fake_nodes(tools, FAKE_NODES, PODS_PER_NODE, run_pods=True),
+        fake_nodes(tools, FAKE_NODES, PODS_PER_NODE),
         own_namespace(tools) as namespace,
     ):
         outcome = asyncio.run(bench(tools, namespace, given, Path(logs) / "operator.log"))

@@ -1,7 +1,7 @@
 """Environment of a benchmark: programs, a namespace of its own, fake nodes, no other operator.
 
-Called by `bench_apply` and `bench_scale`. Everything that is made here is removed afterwards, also
-when the benchmark fails.
+Called by `bench_apply`, and for the programs by `bench_scale`. Everything that is made here is
+removed afterwards, also when the benchmark fails.
 """
 
 import json
@@ -63,12 +63,16 @@ class Tools:
         return done.stdout
 
 
-def find_tools() -> Tools:
-    """kubectl and kwok of the test cluster, and the cluster that KTRDR_TEST_KUBECONFIG names."""
-    kubeconfig = os.environ.get("KTRDR_TEST_KUBECONFIG", DEFAULT_KUBECONFIG)
+def find_programs() -> Tools:
+    """Programs that were built for the test cluster, first on PATH."""
     folder = Tools({**os.environ}).run(CLUSTER_SH, "bin").strip()
-    path = os.pathsep.join([folder, os.environ["PATH"]])
-    tools = Tools({**os.environ, "KUBECONFIG": kubeconfig, "PATH": path})
+    return Tools({**os.environ, "PATH": os.pathsep.join([folder, os.environ["PATH"]])})
+
+
+def find_tools() -> Tools:
+    """The same programs, and the cluster that KTRDR_TEST_KUBECONFIG names."""
+    kubeconfig = os.environ.get("KTRDR_TEST_KUBECONFIG", DEFAULT_KUBECONFIG)
+    tools = Tools({**find_programs().environment, "KUBECONFIG": kubeconfig})
     tools.run("kubectl", "get", f"crd/{names.RESOURCE}")
     return tools
 
@@ -112,22 +116,16 @@ def own_namespace(tools: Tools) -> Iterator[str]:
 
 
 @contextmanager
-def fake_nodes(tools: Tools, count: int, pods_per_node: int, *, run_pods: bool) -> Iterator[None]:
-    """Nodes that a kwok process of the benchmark keeps Ready; both are gone afterwards.
+def fake_nodes(tools: Tools, count: int, pods_per_node: int) -> Iterator[None]:
+    """Nodes on which a kwok process of the benchmark plays the kubelet; both are gone afterwards.
 
     The cluster's own kwok is not used: it completes every pod of a batch/v1 Job as soon as it runs,
     which neither a bare pod nor a TrainingJob does.
-
-    Args:
-        tools: programs and cluster.
-        count: number of nodes.
-        pods_per_node: pods that the scheduler may place on each.
-        run_pods: whether kwok plays the kubelet for pods, or leaves their status to the benchmark.
     """
     nodes = [_node(number, pods_per_node) for number in range(1, count + 1)]
     with tempfile.TemporaryDirectory() as folder:
         stages = Path(folder) / "stages.yaml"
-        stages.write_text(yaml.safe_dump_all(_stages(run_pods)))
+        stages.write_text(yaml.safe_dump_all(_stages()))
         with (Path(folder) / "kwok.log").open("wb") as output:
             kwok = subprocess.Popen(
                 _kwok_command(tools, stages),
@@ -168,20 +166,15 @@ def _node(number: int, pods: int) -> Raw:
     }
 
 
-def _stages(run_pods: bool) -> list[Raw]:
+def _stages() -> list[Raw]:
     """What kwok does: the cluster's own stages without the one that completes pods of Jobs."""
     state = cluster_settings.read_settings().state
     file = state / f"kwok/clusters/{cluster_settings.NAME}/kwok.yaml"
     if not file.exists():
         sys.exit(f"{file}: not found; the benchmark needs the native cluster of tests/cluster")
-    stages = [doc for doc in yaml.safe_load_all(file.read_text()) if doc["kind"] == "Stage"]
-    wanted = {"Node", "Pod"} if run_pods else {"Node"}
-    return [
-        stage
-        for stage in stages
-        if stage["spec"]["resourceRef"]["kind"] in wanted
-        and stage["metadata"]["name"] != "pod-complete"
-    ]
+    documents = yaml.safe_load_all(file.read_text())
+    stages = [found for found in documents if found["kind"] == "Stage"]
+    return [stage for stage in stages if stage["metadata"]["name"] != "pod-complete"]
 
 
 def _kwok_command(tools: Tools, stages: Path) -> list[str]:

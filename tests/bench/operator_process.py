@@ -101,12 +101,11 @@ def longest_pause_seconds(metrics: Exposition) -> tuple[float, str]:
 async def operator(
     tools: Tools,
     cluster: Cluster,
-    namespace: str,
     *,
     log: Path,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, str],
 ) -> AsyncIterator[OperatorProcess]:
-    """Run this checkout's operator on one namespace."""
+    """Run this checkout's operator."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -114,9 +113,8 @@ async def operator(
     environment = {
         **tools.environment,
         "KTRDR_TRAINER_IMAGE": IMAGE,
-        "KTRDR_WATCH_NAMESPACES": namespace,
         "KTRDR_HTTP_PORT": str(port),
-        **(settings or {}),
+        **settings,
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
