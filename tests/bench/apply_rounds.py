@@ -28,7 +28,7 @@ from ktrdr_client.cluster import PODS, TRAINING_JOBS, Cluster, Resource
 JOBS: Final = Resource("batch/v1", "Job", "jobs")
 PHASE_SECONDS: Final = 420.0
 """A phase may take this long: 500 batch/v1 Jobs need more than a minute with stock limits."""
-IDLE_SECONDS: Final = 5.0
+IDLE_SECONDS: Final = 3.0
 QUIET_STEP_SECONDS: Final = 2.0
 QUIET_CORES: Final = 0.03
 """The API server counts as idle again when it takes at most this much more than before."""

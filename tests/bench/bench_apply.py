@@ -180,8 +180,9 @@ def print_requests(outcome: Outcome) -> None:
             if number >= outcome.count / 100 and (is_write(*what) or what[0] in ("GET", "LIST"))
         }
         for what in sorted(seconds, key=lambda key: -seconds[key])[:REQUESTS_SHOWN]:
-            verb, _, resource, subresource = what
-            name = f"{verb:<7}{'/'.join(part for part in (resource, subresource) if part)}"
+            verb, group, resource, subresource = what
+            typed = ".".join(part for part in (resource, group) if part)
+            name = f"{verb:<7}{'/'.join(part for part in (typed, subresource) if part)}"
             each, number = 1000 * seconds[what] / numbers[what], numbers[what] / outcome.count
             print(f"  {name:<50}{number:>10.2f}{each:>10.1f}{each * number:>11.1f}")
 

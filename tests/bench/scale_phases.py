@@ -7,6 +7,7 @@ operator does not get through is infinitely slow, so its threshold fails and the
 import asyncio
 import math
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -87,6 +88,7 @@ class ReportRates:
     refused: int
     object_bytes_per_second: float
     etcd_bytes_per_second: float
+    etcd_log_bytes_per_second: float
     api_server_cores: float
     etcd_cores: float
     operator_cores: float
@@ -239,17 +241,26 @@ class Scale:
             per_second=(reporters.reports.accepted - sent) / seconds,
             refused=reporters.reports.refused,
             object_bytes_per_second=(reporters.reports.size_bytes - size) / seconds,
-            etcd_bytes_per_second=(after - before) / seconds,
+            etcd_bytes_per_second=(after[0] - before[0]) / seconds,
+            etcd_log_bytes_per_second=(after[1] - before[1]) / seconds,
             api_server_cores=cores.get(API_SERVER, 0.0),
             etcd_cores=cores.get(ETCD, 0.0),
             operator_cores=cores.get(accounting.OPERATOR, 0.0),
             periods=reporters.periods(),
         )
 
-    async def _etcd_bytes(self) -> float:
-        """Bytes that etcd has written to its log so far: every revision of every object."""
+    async def _etcd_bytes(self) -> tuple[float, float]:
+        """Bytes of all revisions that etcd has stored so far, and of its log.
+
+        The log is larger by what was refused: the API server proposes a write on top of a version
+        out of its cache, and once more if that was not the latest.
+        """
         found = await accounting.scrape_plain(f"{self.etcd.url}/metrics")
-        return found.value("etcd_disk_wal_write_bytes_total") or 0.0
+        stored = found.value("etcd_debugging_mvcc_total_put_size_in_bytes")
+        logged = found.value("etcd_disk_wal_write_bytes_total")
+        if stored is None or logged is None:
+            sys.exit("etcd's /metrics no longer counts the bytes that it stores and logs")
+        return stored, logged
 
 
 _PROBE_NUMBERS: Final = count(1)
