@@ -5,6 +5,7 @@ cluster has to be up, and what was created is gone with the processes. Objects c
 directly: 10,000 TrainingJobs and their pods take seconds instead of minutes.
 """
 
+import asyncio
 import base64
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from bench.environment import ROOT, Raw, Tools
 from ktrdr_api.crd import CRD_FILE
 
 START_SECONDS: Final = 60.0
+PUTS_IN_FLIGHT: Final = 32
 _P256_KEY_HEAD: Final = bytes.fromhex("30310201010420")
 _P256_KEY_TAIL: Final = bytes.fromhex("a00a06082a8648ce3d030107")
 
@@ -39,22 +41,23 @@ class Etcd:
 
     async def get(self, key: str) -> str:
         """Text of one key."""
-        answer = await self._post("range", {"key": _base64(key)})
+        async with aiohttp.ClientSession() as session:
+            answer = await self._post(session, "range", {"key": _base64(key)})
         return base64.b64decode(answer["kvs"][0]["value"]).decode()
 
-    async def put(self, texts: Mapping[str, str]) -> None:
-        """Write texts by key in one transaction."""
-        puts = [
-            {"requestPut": {"key": _base64(key), "value": _base64(text)}}
-            for key, text in texts.items()
-        ]
-        await self._post("txn", {"success": puts})
+    async def put_all(self, pairs: Iterator[tuple[str, str]]) -> None:
+        """Write texts by key, each as a revision of its own, as the API server would."""
+        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
 
-    async def _post(self, method: str, body: Raw) -> Raw:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(f"{self.url}/v3/kv/{method}", json=body) as response,
-        ):
+            async def work() -> None:
+                for key, text in pairs:
+                    await self._post(session, "put", {"key": _base64(key), "value": _base64(text)})
+
+            for _ in range(PUTS_IN_FLIGHT):
+                tasks.create_task(work())
+
+    async def _post(self, session: aiohttp.ClientSession, method: str, body: Raw) -> Raw:
+        async with session.post(f"{self.url}/v3/kv/{method}", json=body) as response:
             response.raise_for_status()
             answer: Raw = await response.json()
             return answer

@@ -30,8 +30,7 @@ STATE_LABEL: Final = "bench.ktrdr.io/state"
 RUNNING: Final = "running"
 FINISHED: Final = "finished"
 TEMPLATE_SECONDS: Final = 60.0
-JOBS_PER_TRANSACTION: Final = 20
-"""A request to etcd has at most 1.5 MB; a large TrainingJob has 150 kB, others 15 kB."""
+SERVED_SECONDS: Final = 120.0
 NODE: Final = "bench-1"
 """Node of every pod; only its name is needed."""
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
@@ -269,11 +268,20 @@ class Seeder:
 
     async def seed(self, templates: Templates, first: int, end: int) -> None:
         """Create TrainingJobs number `first` to `end` - 1 with their pods."""
-        for begin in range(first, end, JOBS_PER_TRANSACTION):
-            texts: dict[str, str] = {}
-            for number in range(begin, min(begin + JOBS_PER_TRANSACTION, end)):
-                texts |= templates.of(number).copy(self.namespace, f"seed-{number:05}")
-            await self.etcd.put(texts)
+        pairs = (
+            pair
+            for number in range(first, end)
+            for pair in templates.of(number).copy(self.namespace, f"seed-{number:05}").items()
+        )
+        await self.etcd.put_all(pairs)
+        for resource in (TRAINING_JOBS, PODS):
+            await self._wait_until_served(resource, end)
+
+    async def _wait_until_served(self, resource: Resource, count: int) -> None:
+        """The API server follows etcd in its own time; until then its lists fail or are short."""
+        async with asyncio.timeout(SERVED_SECONDS):
+            while await self.writer.count(resource, self.namespace) < count:
+                await asyncio.sleep(0.5)
 
 
 def _phase(raw: Raw) -> str:

@@ -69,6 +69,15 @@ class Writer:
         path = TRAINING_JOBS.path(namespace, name, "status")
         return await self._send("PATCH", path, body, APPLY, fieldManager=manager, force="true")
 
+    async def count(self, resource: Resource, namespace: str) -> int:
+        """Number of objects that the API server lists; 0 while it does not answer."""
+        url = f"{self.cluster.server}{resource.path(namespace)}?limit=1"
+        async with self.session.get(url, timeout=TIMEOUT) as response:
+            if response.status >= 400:
+                return 0
+            page = orjson.loads(await response.read())
+        return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
+
     async def delete_now(self, resource: Resource, namespace: str, name: str) -> None:
         """Delete an object without grace period."""
         await self._send("DELETE", resource.path(namespace, name), {"gracePeriodSeconds": 0})
