@@ -57,7 +57,7 @@ from bench.environment import (
     installed_operators_scaled_down,
     own_namespace,
 )
-from bench.operator_process import operator
+from bench.operator_process import OperatorExitedError, operator
 from bench.thresholds import Threshold, summary
 from ktrdr_client.cluster import Cluster
 
@@ -298,7 +298,10 @@ def main() -> int:
         fake_nodes(tools, FAKE_NODES, PODS_PER_NODE),
         own_namespace(tools) as namespace,
     ):
-        outcome = asyncio.run(bench(tools, namespace, given, Path(logs) / "operator.log"))
+        try:
+            outcome = asyncio.run(bench(tools, namespace, given, Path(logs) / "operator.log"))
+        except (OperatorExitedError, TimeoutError) as error:
+            sys.exit(f"bench-apply: {error}")
     return report(outcome)
 
 

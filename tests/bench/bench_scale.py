@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.environment import find_programs
-from bench.operator_process import operator
+from bench.operator_process import OperatorExitedError, operator
 from bench.own_api_server import OwnApiServer, own_api_server
 from bench.scale_phases import (
     RESYNC_SECONDS,
@@ -70,7 +70,9 @@ class Size:
     peak_megabytes: float
     pause_seconds: float
     pause_how: str
+    remarks: list[str]
     reports: ReportRates | None
+    """None where none were measured."""
 
 
 @dataclass
@@ -113,11 +115,11 @@ class Bench:
         note(f"{jobs:,}: an operator that corrects what was seeded")
         await scale.warm_up()
         note(f"{jobs:,}: cold start{' and reports' if with_reports else ''}")
-        async with scale.operator({}) as process:
+        async with scale.operator() as process:
             cold_start = await scale.cold_start(process)
             reports = await scale.reports(process) if with_reports else None
         note(f"{jobs:,}: resyncs")
-        async with scale.operator({"KTRDR_RESYNC_SECONDS": f"{RESYNC_SECONDS:g}"}) as process:
+        async with scale.operator(KTRDR_RESYNC_SECONDS=f"{RESYNC_SECONDS:g}") as process:
             resync = await scale.resync(process, cold_start.idle_cores)
         return Size(
             jobs,
@@ -127,6 +129,7 @@ class Bench:
             scale.peak_megabytes,
             scale.pause_seconds,
             scale.pause_how,
+            scale.remarks,
             reports,
         )
 
@@ -205,6 +208,9 @@ def report(sizes: Sequence[Size]) -> int:
         cells = [list(column.values())[number] for column in columns]
         print(f"{title:<52}" + "".join(f"{cell:>16}" for cell in cells))
     print(f"longest pause: {sizes[-1].pause_how}")
+    for size in sizes:
+        for remark in size.remarks:
+            print(f"{size.jobs:,} TrainingJobs, {remark}")
     reports = sizes[-1].reports
     if reports:
         for title, cell in report_rows(reports).items():
@@ -261,7 +267,10 @@ def main() -> int:
         own_api_server(find_programs()) as server,
     ):
         log = given.log or Path(logs) / "operator.log"
-        found = asyncio.run(bench(server, sizes, log))
+        try:
+            found = asyncio.run(bench(server, sizes, log))
+        except (OperatorExitedError, TimeoutError) as error:
+            sys.exit(f"bench-scale: {error or 'the first operator did not start in time'}")
     return report(found)
 
 

@@ -28,6 +28,10 @@ LONGEST_PAUSE: Final = "ktrdr_event_loop_longest_pause_seconds"
 LOOP_LAG: Final = "ktrdr_event_loop_lag_seconds"
 
 
+class OperatorExitedError(Exception):
+    """The operator has ended by itself."""
+
+
 @dataclass(frozen=True)
 class OperatorProcess:
     """The operator under test."""
@@ -44,27 +48,42 @@ class OperatorProcess:
         """Process id."""
         return self.process.pid
 
+    def check(self) -> None:
+        """Make sure that it runs.
+
+        Raises:
+            OperatorExitedError: it does not.
+        """
+        if self.process.poll() is not None:
+            last = self.log.read_text().strip().rpartition("\n")[2]
+            raise OperatorExitedError(f"the operator has exited; the last line of its log: {last}")
+
     async def wait_for_watches(self, cluster: Cluster, seconds: float) -> float:
         """Wait until TrainingJobs and pods are watched; returns the seconds since the start.
 
         Raises:
             TimeoutError: they are not.
+            OperatorExitedError: they never will be.
         """
         while True:
             jobs, pods = await open_watches(cluster)
             elapsed = time.monotonic() - self.started
             if jobs > self.watches_before[0] and pods > self.watches_before[1]:
                 return elapsed
-            if self.process.poll() is not None:
-                sys.exit(f"the operator exited:\n{self.log.read_text()[-2000:]}")
+            self.check()
             if elapsed > seconds:
                 raise TimeoutError(f"no open watch within {seconds:g} s")
             await asyncio.sleep(POLL_SECONDS)
 
     async def wait_until_idle(self, seconds: float, *, quiet_seconds: float = 3.0) -> bool:
-        """Wait until the process has used less than 5 % of a core for a while; False if not."""
+        """Wait until the process has used less than 5 % of a core for a while; False if not.
+
+        Raises:
+            OperatorExitedError: it has ended.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            self.check()
             before = accounting.cpu_seconds(self.pid)
             await asyncio.sleep(quiet_seconds)
             if accounting.cpu_seconds(self.pid) - before <= 0.05 * quiet_seconds:

@@ -9,24 +9,31 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Final
 
+import aiohttp
+
 from bench import accounting
 from bench.accounting import API_SERVER, ETCD, ControlPlane, Requests, scrape
 from bench.environment import Tools
-from bench.operator_process import OperatorProcess, longest_pause_seconds, operator
+from bench.operator_process import (
+    OperatorExitedError,
+    OperatorProcess,
+    longest_pause_seconds,
+    operator,
+)
 from bench.own_api_server import Etcd
 from bench.reporters import Reporters
 from bench.seeding import job_body
 from bench.watching import Raw, Sightings, watching
 from bench.writes import USER, Writer
 from ktrdr_api import names
-from ktrdr_client.cluster import PODS, TRAINING_JOBS
+from ktrdr_client.cluster import PODS, TRAINING_JOBS, ApiError
 
 START_SECONDS: Final = 120.0
 SETTLE_SECONDS: Final = 90.0
@@ -113,30 +120,41 @@ class Scale:
     peak_megabytes: float = 0.0
     pause_seconds: float = 0.0
     pause_how: str = ""
+    remarks: list[str] = field(default_factory=list)
+    """What the operator did not get through, for the table."""
+
+    @contextmanager
+    def _tolerating(self, phase: str) -> Iterator[None]:
+        """Let a phase fail by itself: what it did not measure stays infinite."""
+        try:
+            yield
+        except TimeoutError:
+            self.remarks.append(f"{phase}: not finished in the time it was given")
+        except (OperatorExitedError, ApiError, aiohttp.ClientError, OSError) as error:
+            self.remarks.append(f"{phase}: {error}")
 
     @asynccontextmanager
-    async def operator(self, settings: Mapping[str, str]) -> AsyncIterator[OperatorProcess]:
+    async def operator(self, **settings: str) -> AsyncIterator[OperatorProcess]:
         """Run the operator, and note its memory and its longest pause at the end."""
         given = {**SETTINGS, "KTRDR_LEASE_NAMESPACE": self.namespace, **settings}
-        async with operator(
-            self.tools, self.writer.cluster, log=self.log, settings=given
-        ) as process:
+        cluster = self.writer.cluster
+        async with operator(self.tools, cluster, log=self.log, settings=given) as process:
             yield process
-            self.peak_megabytes = max(self.peak_megabytes, accounting.peak_megabytes(process.pid))
-            try:
+            memory, pause = PENDING, PENDING
+            with self._tolerating("memory and pauses"):
+                process.check()
+                memory = accounting.peak_megabytes(process.pid)
                 pause, self.pause_how = longest_pause_seconds(await process.scrape())
-            except OSError:  # it does not answer: nothing can be read, least of all a short pause
-                pause, self.pause_how = PENDING, "/metrics did not answer"
+            self.peak_megabytes = max(self.peak_megabytes, memory)
             self.pause_seconds = max(self.pause_seconds, pause)
 
     async def warm_up(self) -> None:
         """Let an operator correct what it wants to, so that the next one finds nothing to do."""
         settings = {**SETTINGS, "KTRDR_LEASE_NAMESPACE": self.namespace}
-        async with operator(
-            self.tools, self.writer.cluster, log=self.log, settings=settings
-        ) as process:
-            with suppress(TimeoutError):  # the cold start will say so
-                await process.wait_for_watches(self.writer.cluster, START_SECONDS)
+        cluster = self.writer.cluster
+        async with operator(self.tools, cluster, log=self.log, settings=settings) as process:
+            with self._tolerating("first start"):
+                await process.wait_for_watches(cluster, START_SECONDS)
                 await process.wait_until_idle(SETTLE_SECONDS)
 
     async def cold_start(self, process: OperatorProcess) -> ColdStart:
@@ -144,30 +162,30 @@ class Scale:
         cluster = self.writer.cluster
         found = ColdStart()
         before = Requests.of(await scrape(cluster))
-        try:
+        with self._tolerating("cold start"):
             found.watching_seconds = await process.wait_for_watches(cluster, START_SECONDS)
-        except TimeoutError:
-            return found
-        found.cpu_seconds = accounting.cpu_seconds(process.pid)
-        if await process.wait_until_idle(SETTLE_SECONDS):
-            found.settled_seconds = time.monotonic() - process.started
-        found.writes = Requests.of(await scrape(cluster)).since(before).writes()
-        used = accounting.cpu_seconds(process.pid)
-        await asyncio.sleep(IDLE_SECONDS)
-        found.idle_cores = (accounting.cpu_seconds(process.pid) - used) / IDLE_SECONDS
+            found.cpu_seconds = accounting.cpu_seconds(process.pid)
+            if await process.wait_until_idle(SETTLE_SECONDS):
+                found.settled_seconds = time.monotonic() - process.started
+            found.writes = Requests.of(await scrape(cluster)).since(before).writes()
+            used = accounting.cpu_seconds(process.pid)
+            await asyncio.sleep(IDLE_SECONDS)
+            found.idle_cores = (accounting.cpu_seconds(process.pid) - used) / IDLE_SECONDS
         return found
 
     async def resync(self, process: OperatorProcess, idle_cores: float) -> Resync:
         """Measure resyncs of a process that makes one every 15 s, then new jobs during them."""
         found = Resync()
-        with suppress(TimeoutError):
+        with self._tolerating("resync"):
             await process.wait_for_watches(self.writer.cluster, START_SECONDS)
             await process.wait_until_idle(SETTLE_SECONDS)
             found.cpu_seconds = await self._resync_cpu_seconds(process, idle_cores)
-        seconds = await self._probe()
-        found.probes = len(seconds)
-        found.pod_exists_median_seconds = statistics.median(seconds)
-        found.pod_exists_longest_seconds = max(seconds)
+        with self._tolerating("new jobs during resyncs"):
+            process.check()
+            seconds = await self._probe()
+            found.probes = len(seconds)
+            found.pod_exists_median_seconds = statistics.median(seconds)
+            found.pod_exists_longest_seconds = max(seconds)
         return found
 
     async def _resync_cpu_seconds(self, process: OperatorProcess, idle_cores: float) -> float:
@@ -221,8 +239,14 @@ class Scale:
         seen = sightings.stages.get("exists", {})
         return [seen.get(name, PENDING) - began for name, began in created.items()]
 
-    async def reports(self, process: OperatorProcess) -> ReportRates:
-        """Let all running jobs report, and count after a while of getting used to it."""
+    async def reports(self, process: OperatorProcess) -> ReportRates | None:
+        """Let all running jobs report, and count after a while; None without an operator."""
+        with self._tolerating("reports"):
+            process.check()
+            return await self._reports(process)
+        return None
+
+    async def _reports(self, process: OperatorProcess) -> ReportRates:
         reporters = Reporters(self.writer, self.namespace)
         plane = self.plane.with_operator(process.pid)
         async with reporters.at_work():

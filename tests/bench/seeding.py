@@ -8,6 +8,8 @@ restarted operator finds nothing to correct.
 
 import asyncio
 import json
+import sys
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -252,12 +254,15 @@ class Seeder:
         await self.writer.patch_pod_status(self.namespace, pod["metadata"]["name"], status)
 
     async def _wait_for(self, resource: Resource, name: str, reached: Callable[[Raw], bool]) -> Raw:
-        async with asyncio.timeout(TEMPLATE_SECONDS):
-            while True:
-                raw = await self.writer.cluster.get(resource, self.namespace, name)
-                if raw is not None and reached(raw):
-                    return raw
-                await asyncio.sleep(0.1)
+        deadline = time.monotonic() + TEMPLATE_SECONDS
+        while True:
+            raw = await self.writer.cluster.get(resource, self.namespace, name)
+            if raw is not None and reached(raw):
+                return raw
+            if time.monotonic() > deadline:
+                status = raw and raw.get("status")
+                sys.exit(f'{resource.kind} "{name}" is not as expected, its status: {status}')
+            await asyncio.sleep(0.1)
 
     async def remove_templates(self, templates: Templates) -> None:
         """Delete what was copied; no operator may be at work."""
