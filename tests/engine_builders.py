@@ -10,9 +10,9 @@ from typing import Any
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType
 from ktrdr_api.run_contract import Outcome, RunResult
-from ktrdr_operator.observe import view_job, view_pod
-from ktrdr_operator.policies.draft import timestamp
+from ktrdr_operator.policies.interface import format_timestamp
 from ktrdr_operator.snapshot import Limits, Snapshot, StrategyText
+from ktrdr_operator.views import view_job, view_pod
 
 Raw = dict[str, Any]
 
@@ -40,7 +40,7 @@ CHECKPOINT = {
 
 def ago(seconds: float) -> str:
     """The time so many seconds before NOW; negative is later."""
-    return timestamp(NOW - timedelta(seconds=seconds))
+    return format_timestamp(NOW - timedelta(seconds=seconds))
 
 
 def job_raw(name: str = JOB, *, uid: str = UID, status: Raw | None = None, **spec: Any) -> Raw:

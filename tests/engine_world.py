@@ -30,7 +30,7 @@ from ktrdr_client.cluster import PODS, TRAINING_JOBS, ClusterApi, Invalid, Resou
 from ktrdr_client.testing import FakeCluster
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.policies.draft import timestamp
+from ktrdr_operator.policies.interface import format_timestamp
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Reconciler
 from ktrdr_operator.store import JobKey, Store
@@ -137,7 +137,7 @@ class World:
     """Attempts whose pods have been seen, in order."""
 
     def __post_init__(self) -> None:
-        self.cluster = FakeCluster(now=lambda: timestamp(self._now))
+        self.cluster = FakeCluster(now=lambda: format_timestamp(self._now))
 
     def now(self) -> datetime:
         return self._now
@@ -243,7 +243,7 @@ class World:
             self._put(PODS, pod)
         elif status["phase"] == "Pending":
             status["phase"] = "Running"
-            self._set_state(pod, {"running": {"startedAt": timestamp(self._now)}})
+            self._set_state(pod, {"running": {"startedAt": format_timestamp(self._now)}})
         else:
             self._train(pod)
 
@@ -295,8 +295,8 @@ class World:
             "exitCode": exit_code,
             "reason": reason or ("Completed" if exit_code == 0 else "Error"),
             "message": message,
-            "startedAt": timestamp(self._now),
-            "finishedAt": timestamp(self._now),
+            "startedAt": format_timestamp(self._now),
+            "finishedAt": format_timestamp(self._now),
         }
         pod["status"]["phase"] = "Succeeded" if exit_code == 0 else "Failed"
         self._set_state(pod, {"terminated": terminated})

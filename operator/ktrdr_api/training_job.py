@@ -4,6 +4,7 @@ Read by the operator (parse once at the border, typed inside) and by `crd.py`. F
 the texts of `kubectl explain`. A field that no code obeys does not exist here.
 """
 
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,9 @@ from ktrdr_api.run_contract import CheckpointPolicy, Stage
 from ktrdr_api.strategy_sections import Symbol, Timeframe
 
 STRATEGY_MAX_BYTES: Final = strategy_sections.MAX_BYTES
-REPORT_PERIOD_MAX_SECONDS: Final = 60
+REPORT_PERIOD_MAX_SECONDS: Final = 3600
+WARNINGS_MAX: Final = 8
+WARNING_MAX_LENGTH: Final = 256
 
 DnsName = Annotated[
     str,
@@ -220,14 +223,23 @@ class TrainingJobSpec(ApiModel):
     cancellation: Cancellation = Cancellation()
     """What happens between the wish to cancel and the end."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Failures that are retried before the job has failed; disruptions are not counted."""
+    """Failures that are retried before the job fails; disruptions are not counted."""
+    disruption_limit: Annotated[int, Field(ge=0, le=10000)] = 100
+    """Disruptions in a row without a new checkpoint that are retried before the job fails. A
+    disruption is an end that the trainer did not cause: eviction, preemption, drain, a deleted pod,
+    a lost node, a pod rejected by the kubelet."""
+    history_limit: Annotated[int, Field(ge=0, le=100)] = 3
+    """Ended pods of earlier attempts that are kept for their logs."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2147483647)] | None = None
+    """Seconds after the job has finished until the TrainingJob is deleted, with its pods; files on
+    the output volume stay. 0 deletes it immediately. Kept forever when absent."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When checkpoints are taken."""
     progress: ProgressSettings = ProgressSettings()
     """When progress is reported."""
 
 
-MUTABLE_SPEC_FIELDS: Final = frozenset({"cancel"})
+MUTABLE_SPEC_FIELDS: Final = frozenset({"cancel", "ttlSecondsAfterFinished"})
 """Camel-case names of the spec fields that may change after creation."""
 
 
@@ -334,6 +346,8 @@ class Waiting(ApiModel):
     """The words of the scheduler, the kubelet or the API server."""
     since: Time
     """When this began."""
+    retry_time: Time | None = None
+    """When the operator tries again to create what the API server has refused."""
 
 
 class CancellationReceipt(ApiModel):
@@ -398,6 +412,17 @@ class Failure(ApiModel):
     """What happened and what to do."""
 
 
+class AttemptState(StrEnum):
+    """State of the current attempt."""
+
+    PENDING = "Pending"
+    """Its trainer has not started."""
+    RUNNING = "Running"
+    """Its trainer has started and has not ended."""
+    ENDED = "Ended"
+    """It has ended; the next attempt follows at `retryTime`, or the job has finished."""
+
+
 class TrainingJobStatus(ApiModel):
     """What happened so far. Everything a user must act on is here."""
 
@@ -414,11 +439,19 @@ class TrainingJobStatus(ApiModel):
     completion_time: Time | None = None
     """When the job ended."""
     attempt: Annotated[int, Field(ge=0)] = 0
-    """Counts every start."""
+    """Number of the current attempt, from 1. Incremented before the pod of a new attempt is
+    created; attempt 1 is recorded once its pod is known. Unlike `retries` it also counts attempts
+    after disruptions."""
+    attempt_state: AttemptState | None = None
+    """State of the current attempt; absent before the first one."""
     retries: Annotated[int, Field(ge=0)] = 0
-    """Counts failures only."""
+    """Failures that were followed by another attempt; disruptions are not counted."""
     retry_time: Time | None = None
-    """When the next attempt may start."""
+    """When the next attempt may start, after the current one has ended."""
+    disruptions: Annotated[int, Field(ge=0)] = 0
+    """Disruptions so far."""
+    disruptions_since_checkpoint: Annotated[int, Field(ge=0)] = 0
+    """Disruptions in a row without a new checkpoint; see `spec.disruptionLimit`."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs the job asks for."""
     pod_name: Annotated[str, Field(max_length=253)] | None = None
@@ -450,6 +483,11 @@ class TrainingJobStatus(ApiModel):
     """What came out."""
     failure: Failure | None = None
     """Root cause of the latest failure."""
+    warnings: Annotated[
+        tuple[Annotated[str, Field(max_length=WARNING_MAX_LENGTH)], ...],
+        Field(max_length=WARNINGS_MAX, json_schema_extra=Atomic),
+    ] = ()
+    """Warnings of the trainer, from the result of the latest attempt."""
 
 
 class TrainingJob(ApiModel):

@@ -235,7 +235,7 @@ class Cluster:
         self._ssl = RESTClientObject(configuration).ssl_context
         self._slots = asyncio.Semaphore(max_in_flight)
         self._on_request = on_request
-        self._quiet_until = 0.0
+        self._retry_after_until = 0.0
         self._session = self.open_session(limit=max_in_flight)
 
     @classmethod
@@ -389,7 +389,7 @@ class Cluster:
         self, method: str, path: str, body: Raw | None = None, kind: str = "application/json"
     ) -> Raw:
         async with self._slots:
-            await self._wait_until_welcome()
+            await self._wait_for_retry_after()
             data = None if body is None else orjson.dumps(body)
             status, headers, answer = await self._exchange(method, path, data, kind)
         if status < HTTPStatus.BAD_REQUEST:
@@ -416,17 +416,17 @@ class Cluster:
             message = f"{method} {path}: {str(error) or type(error).__name__}"
             raise Unreachable(0, type(error).__name__, message) from error
         self._on_request(method, str(response.status))
-        self._obey(response.status, _seconds(response.headers.get("Retry-After")))
+        self._note_retry_after(response.status, _seconds(response.headers.get("Retry-After")))
         return response.status, response.headers, answer
 
-    def _obey(self, status: int, retry_after_seconds: float | None) -> None:
+    def _note_retry_after(self, status: int, retry_after_seconds: float | None) -> None:
         """Remember how long the server wants to be left alone."""
         refused = status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500
         if refused and retry_after_seconds is not None:
-            until = asyncio.get_running_loop().time() + retry_after_seconds
-            self._quiet_until = max(self._quiet_until, until)
+            run_until_stopped = asyncio.get_running_loop().time() + retry_after_seconds
+            self._retry_after_until = max(self._retry_after_until, run_until_stopped)
 
-    async def _wait_until_welcome(self) -> None:
+    async def _wait_for_retry_after(self) -> None:
         loop = asyncio.get_running_loop()
-        while (wait := self._quiet_until - loop.time()) > 0:
+        while (wait := self._retry_after_until - loop.time()) > 0:
             await asyncio.sleep(wait)

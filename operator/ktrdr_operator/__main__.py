@@ -23,17 +23,17 @@ from ktrdr_api import names
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, ApiError, Cluster
 from ktrdr_operator import handlers, health, logs
 from ktrdr_operator.events import EventRecorder
-from ktrdr_operator.health import Health
+from ktrdr_operator.health import Liveness
 from ktrdr_operator.leader import LEASE_NAME, Leader, LeaseLostError
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.pace import Pacer
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Reconciler
+from ktrdr_operator.report_interval import ReportIntervalController
 from ktrdr_operator.resync import Resync
-from ktrdr_operator.session import WatchFilter
 from ktrdr_operator.settings import PREFIX, Settings
 from ktrdr_operator.snapshot import Limits
 from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.watch_filter import WatchFilter
 
 log: Final = logging.getLogger("ktrdr_operator")
 
@@ -41,7 +41,7 @@ EXIT_FAILED: Final = 1
 EXIT_BAD_SETTINGS: Final = 2
 
 
-class PartEndedError(Exception):
+class TaskExitedError(Exception):
     """A part that should run for ever has ended by itself."""
 
 
@@ -50,13 +50,13 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def take_signals(stop: asyncio.Event) -> None:
+def install_signal_handlers(stop: asyncio.Event) -> None:
     """End in order on SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
-async def until(stop: asyncio.Event, part: Coroutine[Any, Any, None]) -> None:
+async def run_until_stopped(stop: asyncio.Event, part: Coroutine[Any, Any, None]) -> None:
     """Run a part until it ends or the process is asked to stop, whichever is first."""
     task, stopped = asyncio.create_task(part), asyncio.create_task(stop.wait())
     try:
@@ -69,7 +69,7 @@ async def until(stop: asyncio.Event, part: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(task, stopped, return_exceptions=True)
 
 
-async def run_all(parts: dict[str, Coroutine[Any, Any, None]]) -> None:
+async def run_tasks(parts: dict[str, Coroutine[Any, Any, None]]) -> None:
     """Run parts side by side.
 
     Raises:
@@ -81,7 +81,7 @@ async def run_all(parts: dict[str, Coroutine[Any, Any, None]]) -> None:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-            raise PartEndedError(f"{task.get_name()} has ended by itself")
+            raise TaskExitedError(f"{task.get_name()} has ended by itself")
     finally:
         for task in tasks:
             task.cancel()
@@ -90,7 +90,7 @@ async def run_all(parts: dict[str, Coroutine[Any, Any, None]]) -> None:
 
 @asynccontextmanager
 async def leadership(
-    settings: Settings, metrics: Metrics, pulse: Health, stop: asyncio.Event
+    settings: Settings, metrics: Metrics, liveness: Liveness, stop: asyncio.Event
 ) -> AsyncIterator[Leader | None]:
     """Wait to lead, and give the Lease up at the end; without election there is no leader."""
     if not settings.leader_election:
@@ -101,9 +101,9 @@ async def leadership(
     identity = f"{socket.gethostname()}_{uuid.uuid4()}"
     leader = Leader(cluster, settings.lease_namespace, identity, utc_now, time.monotonic)
     metrics.leading(LEASE_NAME, leads=False)
-    pulse.expect("lease")
+    liveness.expect("lease")
     try:
-        await until(stop, leader.acquire(lambda: pulse.beat("lease")))
+        await run_until_stopped(stop, leader.acquire(lambda: liveness.beat("lease")))
         metrics.leading(LEASE_NAME, leads=not stop.is_set())
         yield leader
     finally:
@@ -112,7 +112,7 @@ async def leadership(
 
 
 def build_parts(
-    settings: Settings, cluster: Cluster, metrics: Metrics, pulse: Health
+    settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Liveness
 ) -> tuple[Resync, Callable[[Callable[[], None]], dict[str, Coroutine[Any, Any, None]]]]:
     """Wire the operator together.
 
@@ -122,7 +122,9 @@ def build_parts(
     """
     store, queue = Store(), WorkQueue[JobKey](clock=time.monotonic)
     events = EventRecorder(cluster, metrics, utc_now)
-    watch_filter = WatchFilter(store, metrics, time.monotonic, pulse.beat, relisted=asyncio.Event())
+    watch_filter = WatchFilter(
+        store, metrics, time.monotonic, liveness.beat, relisted=asyncio.Event()
+    )
     metrics.watch_store(store, queue.__len__, watch_filter.progress_age_seconds)
     resync = Resync(
         cluster,
@@ -133,17 +135,18 @@ def build_parts(
         period_seconds=settings.resync_seconds,
         random=Random(),  # noqa: S311 - spreads load, guards nothing
     )
-    pacer = Pacer(store, queue, settings.report_writes_per_second)
+    report_intervals = ReportIntervalController(store, queue, settings.report_writes_per_second)
     reconciler = Reconciler(cluster, store, queue, limits(settings), metrics, events, utc_now)
     table = handlers.registry(handlers.Handlers(store, queue, metrics, watch_filter), cluster)
 
     def parts(started: Callable[[], None]) -> dict[str, Coroutine[Any, Any, None]]:
-        pacer.look()  # before any worker: what an operator before this one has told stays told
+        # Before any worker: the interval that an earlier operator has set stays.
+        report_intervals.look()
         return {
-            "workers": queue.run(settings.workers, health.with_canary(pulse, reconciler.work)),
+            "workers": queue.run(settings.workers, health.with_canary(liveness, reconciler.work)),
             "events": events.run(),
             "resync": resync.run(),
-            "pace": pacer.run(),
+            "pace": report_intervals.run(),
             "canary": health.run_canary(queue, metrics),
             # After those above: at its end kopf ends all tasks that are younger than itself.
             "kopf": handlers.run_kopf(
@@ -172,24 +175,24 @@ async def operate(settings: Settings) -> None:
         Exception: a part has died; the process must end.
     """
     stop = asyncio.Event()
-    take_signals(stop)
-    metrics, pulse = Metrics(), Health(time.monotonic)
+    install_signal_handlers(stop)
+    metrics, liveness = Metrics(), Liveness(time.monotonic)
     cluster = await Cluster.connect(on_request=metrics.request)
-    runner = await health.serve(settings.http_port, pulse, metrics)
+    runner = await health.serve(settings.http_port, liveness, metrics)
     log.info("operator for %s at %s, HTTP on %s", names.RESOURCE, cluster.server, runner.addresses)
     try:
-        async with leadership(settings, metrics, pulse, stop) as leader:
-            resync, parts = build_parts(settings, cluster, metrics, pulse)
-            await until(stop, resync.first())
+        async with leadership(settings, metrics, liveness, stop) as leader:
+            resync, parts = build_parts(settings, cluster, metrics, liveness)
+            await run_until_stopped(stop, resync.first())
             if stop.is_set():
                 return
             log.info("first listing done, working with %d workers", settings.workers)
             for namespace in settings.namespaces():
-                pulse.expect(TRAINING_JOBS.path(namespace), PODS.path(namespace))
-            running = parts(lambda: take_signals(stop))
+                liveness.expect(TRAINING_JOBS.path(namespace), PODS.path(namespace))
+            running = parts(lambda: install_signal_handlers(stop))
             if leader is not None:
-                running["lease"] = leader.hold(lambda: pulse.beat("lease"))
-            await until(stop, run_all(running))
+                running["lease"] = leader.hold(lambda: liveness.beat("lease"))
+            await run_until_stopped(stop, run_tasks(running))
     finally:
         await runner.cleanup()
         await cluster.close()
@@ -208,7 +211,7 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     try:
         asyncio.run(operate(settings))
-    except (ApiError, LeaseLostError, PartEndedError, OSError) as error:
+    except (ApiError, LeaseLostError, TaskExitedError, OSError) as error:
         log.critical("the operator ends: %s", error)
         return EXIT_FAILED
     except Exception:

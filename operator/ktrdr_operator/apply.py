@@ -47,5 +47,5 @@ class Applier:
             return False
         patch = manifests.status_patch(job, plan.status)
         written = await self.cluster.apply(TRAINING_JOBS, patch, subresource="status")
-        self.store.put_own(written)
+        self.store.put_own_write(written)
         return True

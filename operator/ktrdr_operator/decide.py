@@ -10,12 +10,17 @@ from ktrdr_api import names
 from ktrdr_api.conditions import CONDITIONS_OF_PHASE, ConditionType, Phase, Reason
 from ktrdr_api.training_job import Condition, TrainingJobStatus
 from ktrdr_operator.policies import POLICIES
-from ktrdr_operator.policies.draft import Case, Draft, deletion_of, timestamp
+from ktrdr_operator.policies.interface import (
+    PolicyInput,
+    PolicyResult,
+    deletion_of,
+    format_timestamp,
+)
 from ktrdr_operator.snapshot import (
-    Announcement,
     JobView,
     Limits,
     Plan,
+    PlannedEvent,
     PodDeletion,
     PodView,
     Snapshot,
@@ -28,7 +33,7 @@ _WARNING_REASONS: Final = frozenset(
         Reason.IMAGE_PULL_FAILED,
         Reason.VOLUME_NOT_READY,
         Reason.STRATEGY_NOT_FOUND,
-        Reason.CREATE_REFUSED,
+        Reason.FAILED_CREATE,
         Reason.NAME_CONFLICT,
         Reason.RETRYING,
         Reason.DISRUPTED,
@@ -40,18 +45,20 @@ def decide(snapshot: Snapshot, now: datetime, limits: Limits) -> Plan:
     """What to do about one TrainingJob now. The same arguments give the same plan."""
     job = snapshot.job
     if job is None or job.deleting:
-        return Plan(deletions=_stray_pods(snapshot, keep_own=False))
-    strays = _stray_pods(snapshot, keep_own=True) + _superseded_pods(snapshot, job)
+        return Plan(deletions=_orphaned_pods(snapshot, keep_own=False))
+    strays = _orphaned_pods(snapshot, keep_own=True) + _superseded_pods(snapshot, job)
     if is_true(job.status, C.FINISHED):
         return Plan(
             status=_restamp(job),
             deletions=strays + tuple(d for p in _alive(snapshot, job) for d in deletion_of(p)),
         )
-    draft = _first_draft(Case(snapshot=snapshot, job=job, now=now, limits=limits))
+    draft = _first_draft(PolicyInput(snapshot=snapshot, job=job, now=now, limits=limits))
     return finish(job, draft, now, strays)
 
 
-def finish(job: JobView, draft: Draft, now: datetime, strays: tuple[PodDeletion, ...] = ()) -> Plan:
+def finish(
+    job: JobView, draft: PolicyResult, now: datetime, strays: tuple[PodDeletion, ...] = ()
+) -> Plan:
     """Turn what a policy found into a whole plan: conditions, counters and events."""
     status = job.status.model_copy(
         update={
@@ -79,7 +86,7 @@ def is_true(status: TrainingJobStatus, kind: ConditionType) -> bool:
     return any(c.type == kind and c.status == "True" for c in status.conditions)
 
 
-def _first_draft(case: Case) -> Draft:
+def _first_draft(case: PolicyInput) -> PolicyResult:
     for policy in POLICIES:
         draft = policy(case)
         if draft is not None:
@@ -87,7 +94,7 @@ def _first_draft(case: Case) -> Draft:
     raise AssertionError("the last policy always speaks")
 
 
-def _stray_pods(snapshot: Snapshot, *, keep_own: bool) -> tuple[PodDeletion, ...]:
+def _orphaned_pods(snapshot: Snapshot, *, keep_own: bool) -> tuple[PodDeletion, ...]:
     """Pods whose TrainingJob is gone, or going, or an earlier one of the same name."""
     own = snapshot.job.uid if snapshot.job is not None and keep_own else None
     return tuple(
@@ -122,7 +129,7 @@ def _restamp(job: JobView) -> TrainingJobStatus:
     )
 
 
-def _conditions(job: JobView, draft: Draft, now: datetime) -> tuple[Condition, ...]:
+def _conditions(job: JobView, draft: PolicyResult, now: datetime) -> tuple[Condition, ...]:
     before = {c.type: c for c in job.status.conditions}
     true = CONDITIONS_OF_PHASE[draft.phase]
     if draft.phase is Phase.CANCELLING and is_true(job.status, C.RUNNING):
@@ -133,7 +140,7 @@ def _conditions(job: JobView, draft: Draft, now: datetime) -> tuple[Condition, .
     for kind in ConditionType:
         holds, old = kind in true, before.get(kind)
         value: Literal["True", "False"] = "True" if holds else "False"
-        since = old.last_transition_time if old and old.status == value else timestamp(now)
+        since = old.last_transition_time if old and old.status == value else format_timestamp(now)
         conditions.append(
             Condition(
                 type=kind,
@@ -147,12 +154,12 @@ def _conditions(job: JobView, draft: Draft, now: datetime) -> tuple[Condition, .
     return tuple(conditions)
 
 
-def _events(before: TrainingJobStatus, draft: Draft) -> tuple[Announcement, ...]:
+def _events(before: TrainingJobStatus, draft: PolicyResult) -> tuple[PlannedEvent, ...]:
     """One event per transition."""
     if (before.phase, before.reason) == (draft.phase.value, draft.reason.value):
         return ()
     bad = draft.phase is Phase.FAILED or draft.reason in _WARNING_REASONS
-    return (Announcement("Warning" if bad else "Normal", draft.reason.value, draft.message),)
+    return (PlannedEvent("Warning" if bad else "Normal", draft.reason.value, draft.message),)
 
 
 def _gpus(job: JobView) -> int:

@@ -16,7 +16,7 @@ from typing import Final, Literal
 from ktrdr_api import names
 from ktrdr_client.cluster import EVENTS, AlreadyExists, ApiError, ClusterApi
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.store import Raw
+from ktrdr_operator.views import Raw
 
 log: Final = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class EventRecorder:
     now: Callable[[], datetime]
     """Wall clock, UTC."""
     _queue: asyncio.Queue[Raw] = field(default_factory=lambda: asyncio.Queue(QUEUE_LIMIT))
-    _said: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
+    _recorded: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
 
     def record(
         self, job: Raw, kind: Literal["Normal", "Warning"], reason: str, message: str
@@ -78,16 +78,16 @@ class EventRecorder:
         """Post an Event soon. Repeatable: the same words about the same object post once."""
         event = build_event(job, kind, reason, message, now=self.now())
         identity = (event["metadata"]["namespace"], event["metadata"]["name"])
-        if identity in self._said:
+        if identity in self._recorded:
             return
         try:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             self.metrics.event_dropped()
             return
-        self._said[identity] = None
-        if len(self._said) > REMEMBERED:
-            self._said.popitem(last=False)
+        self._recorded[identity] = None
+        if len(self._recorded) > REMEMBERED:
+            self._recorded.popitem(last=False)
 
     async def run(self) -> None:
         """Post until cancelled; one by one, as client-go does: pods come before their story."""

@@ -15,14 +15,15 @@ import kopf
 from ktrdr_api import names
 from ktrdr_client.cluster import Cluster
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import Lane, WorkQueue
-from ktrdr_operator.session import WatchFilter
-from ktrdr_operator.store import JobKey, Raw, Store, job_key
+from ktrdr_operator.queue import Priority, WorkQueue
+from ktrdr_operator.store import JobKey, Store, job_key
+from ktrdr_operator.views import Raw
+from ktrdr_operator.watch_filter import WatchFilter
 
 _ENDED: Final = ("Succeeded", "Failed")
 
 
-def is_ending(job: Raw | None) -> bool:
+def is_stop_requested(job: Raw | None) -> bool:
     """Whether somebody waits for this TrainingJob to stop."""
     if job is None or "completionTime" in job.get("status", {}):
         return False
@@ -48,8 +49,8 @@ class Handlers:
             self.store.drop_job(key, uid)
         else:
             self.store.put_job(raw)
-        ends = event["type"] == "DELETED" or is_ending(raw)
-        self.queue.add(key, Lane.STOP if ends else Lane.ACT)
+        ends = event["type"] == "DELETED" or is_stop_requested(raw)
+        self.queue.add(key, Priority.STOP if ends else Priority.RECONCILE)
 
     async def on_pod(self, event: kopf.RawEvent, **_: Any) -> None:
         """Note a pod and enqueue its TrainingJob; a pod that has not ended goes its own way."""
@@ -59,9 +60,12 @@ class Handlers:
         if key is None or (gone and key not in self.store.jobs):
             return  # nobody is left to whom its end could matter
         if not (gone or raw.get("status", {}).get("phase") in _ENDED):
-            self.queue.add(key, Lane.TELL)
+            self.queue.add(key, Priority.STATUS_ONLY)
             return
-        self.queue.add(key, Lane.STOP if is_ending(self.store.jobs.get(key)) else Lane.ACT)
+        self.queue.add(
+            key,
+            Priority.STOP if is_stop_requested(self.store.jobs.get(key)) else Priority.RECONCILE,
+        )
 
 
 def registry(handlers: Handlers, cluster: Cluster) -> kopf.OperatorRegistry:
@@ -78,7 +82,7 @@ def registry(handlers: Handlers, cluster: Cluster) -> kopf.OperatorRegistry:
     return table
 
 
-class NothingToCompare(kopf.DiffBaseStorage):
+class NoDiffBase(kopf.DiffBaseStorage):
     """Keeps kopf from copying every object three times for a comparison nobody asked for.
 
     kopf does so at each event, even without the handlers that would use it. Under a profiler, of
@@ -117,7 +121,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.persistence.finalizer = f"{names.GROUP}/operator"
     storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
     settings.persistence.progress_storage = storage
-    settings.persistence.diffbase_storage = NothingToCompare()
+    settings.persistence.diffbase_storage = NoDiffBase()
     return settings
 
 

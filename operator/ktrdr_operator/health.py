@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import Lane, WorkQueue
+from ktrdr_operator.queue import Priority, WorkQueue
 from ktrdr_operator.store import JobKey
 
 SILENCE_SECONDS: Final = 180.0
@@ -26,7 +26,7 @@ CANARY: Final = JobKey("", "")
 
 
 @dataclass
-class Health:
+class Liveness:
     """When each vital part was last seen working."""
 
     clock: Callable[[], float]
@@ -50,7 +50,7 @@ class Health:
 
 
 def with_canary(
-    health: Health, work: Callable[[JobKey, float], Awaitable[None]]
+    health: Liveness, work: Callable[[JobKey, float], Awaitable[None]]
 ) -> Callable[[JobKey, float], Awaitable[None]]:
     """Let workers note the canary and do everything else as before."""
     health.expect(WORKERS)
@@ -68,13 +68,13 @@ async def run_canary(queue: WorkQueue[JobKey], metrics: Metrics) -> None:
     """Send the canary through the queue for ever, and measure how late the event loop is."""
     loop = asyncio.get_running_loop()
     while True:
-        queue.add(CANARY, Lane.STOP)
+        queue.add(CANARY, Priority.STOP)
         due = loop.time() + CANARY_SECONDS
         await asyncio.sleep(CANARY_SECONDS)
         metrics.loop_lag(max(loop.time() - due, 0.0))
 
 
-async def serve(port: int, health: Health, metrics: Metrics) -> web.AppRunner:
+async def serve(port: int, health: Liveness, metrics: Metrics) -> web.AppRunner:
     """Serve /healthz and /metrics on all interfaces; the caller cleans up the runner."""
 
     async def healthz(_: web.Request) -> web.Response:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from ktrdr_client.cluster import LEASES, AlreadyExists, ApiError, ClusterApi, Conflict
-from ktrdr_operator.store import Raw
+from ktrdr_operator.views import Raw
 
 log: Final = logging.getLogger(__name__)
 
@@ -126,13 +126,13 @@ class Leader:
         """The Lease with this holder; the resource version lets only one of two writers win."""
         spec = lease["spec"]
         now = self.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
-        keeps = spec.get("holderIdentity") == holder
-        follows = "renewTime" in spec and holder is not None and not keeps
+        should_forward = spec.get("holderIdentity") == holder
+        follows = "renewTime" in spec and holder is not None and not should_forward
         wanted = self._empty()
         wanted["metadata"]["resourceVersion"] = lease["metadata"]["resourceVersion"]
         wanted["spec"] = {
             "leaseDurationSeconds": LEASE_SECONDS,
-            "acquireTime": spec["acquireTime"] if keeps else now,
+            "acquireTime": spec["acquireTime"] if should_forward else now,
             "renewTime": now,
             "leaseTransitions": spec.get("leaseTransitions", 0) + int(follows),
         }

@@ -5,45 +5,27 @@ that seems to be missing, a strategy that is about to be used. Parse errors end 
 """
 
 import logging
-import re
 from dataclasses import replace
-from datetime import datetime
 from typing import Final
-
-from pydantic import ValidationError
 
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType
-from ktrdr_api.run_contract import RunResult
 from ktrdr_api.training_job import (
     STRATEGY_MAX_BYTES,
     ConfigMapKeyRef,
-    Progress,
-    TrainingJob,
     TrainingJobStatus,
 )
 from ktrdr_client.cluster import CONFIG_MAPS, PODS, TRAINING_JOBS, ClusterApi
 from ktrdr_operator.snapshot import (
     JobView,
-    Obstacle,
     PodView,
     Snapshot,
     StrategyText,
-    Termination,
 )
-from ktrdr_operator.store import JobKey, Raw, Report, Store, training_job_uid
+from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.views import Raw, sanitize, training_job_uid, view_job, view_pod
 
 log: Final = logging.getLogger(__name__)
-
-TEXT_MAX_LENGTH: Final = 900
-"""Leaves room in a 1,024-character status message for our own words."""
-_CONTROL: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-
-
-def clean(text: str) -> str:
-    """Foreign text made safe for status: no control characters, bounded, end kept."""
-    plain = _CONTROL.sub(" ", text).strip()
-    return plain if len(plain) <= TEXT_MAX_LENGTH else "..." + plain[3 - TEXT_MAX_LENGTH :]
 
 
 def is_finished(status: TrainingJobStatus) -> bool:
@@ -60,7 +42,7 @@ async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
     """
     await _fetch_owner(cluster, store, key)
     raw = store.jobs.get(key)
-    job = view_job(raw, store.reports.get(raw["metadata"]["uid"])) if raw else None
+    job = view_job(_with_latest_progress(store, raw)) if raw else None
     snapshot = Snapshot(
         job=job,
         pods=_view_pods(store, key),
@@ -74,6 +56,18 @@ async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
     if not _may_start(snapshot, job):
         return snapshot
     return replace(snapshot, strategy=await _read_strategy(cluster, job))
+
+
+def _with_latest_progress(store: Store, raw: Raw) -> Raw:
+    latest = store.latest_progress.get(raw["metadata"]["uid"])
+    if latest is None:
+        return raw
+    version, progress = latest
+    return {
+        **raw,
+        "metadata": {**raw["metadata"], "resourceVersion": version},
+        "status": {**raw.get("status", {}), "progress": progress},
+    }
 
 
 def _view_pods(store: Store, key: JobKey) -> tuple[PodView, ...]:
@@ -139,7 +133,7 @@ def _find_strategy(job: JobView, ref: ConfigMapKeyRef, config_map: Raw | None) -
     if text is None:
         present = ", ".join(sorted(config_map.get("data", {}))) or "none"
         return StrategyText(
-            problem=clean(
+            problem=sanitize(
                 f'ConfigMap "{ref.name}" has no key "{ref.key}" (keys: {present}); '
                 "add the key and the job starts"
             )
@@ -161,122 +155,3 @@ async def _read_resolved(cluster: ClusterApi, job: JobView) -> str | None:
         if run is not None and training_job_uid(run["metadata"]) == job.uid:
             return str(run["data"][names.STRATEGY_FILE])
     return None
-
-
-def view_job(raw: Raw, report: Report | None = None) -> JobView:
-    """Parse a TrainingJob, with the newest progress and version that are known of it."""
-    metadata = raw["metadata"]
-    status = dict(raw.get("status", {}))
-    said = status.pop("progress", None)
-    version = metadata["resourceVersion"]
-    if report is not None:
-        version, said = report
-    parsed = TrainingJob.model_validate({"spec": raw.get("spec", {}), "status": status})
-    return JobView(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        generation=metadata["generation"],
-        deleting="deletionTimestamp" in metadata,
-        labels=metadata.get("labels", {}),
-        spec=parsed.spec,
-        status=parsed.status.model_copy(update={"progress": _progress(said, metadata)}),
-        resource_version=version,
-    )
-
-
-def _progress(said: Raw | None, metadata: Raw) -> Progress | None:
-    """None as well where it cannot be read: it is only a trainer's word, not the job's state."""
-    if said is None:
-        return None
-    try:
-        return Progress.model_validate(said)
-    except ValidationError as error:
-        where = {"namespace": metadata["namespace"], "job": metadata["name"]}
-        log.warning("status.progress ignored: %s", clean(str(error)), extra=where)
-        return None
-
-
-def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
-    """Parse a pod of ours."""
-    metadata, status = raw["metadata"], raw.get("status", {})
-    labels = metadata.get("labels", {})
-    conditions = {c["type"]: c for c in status.get("conditions", [])}
-    container = _trainer_container(status)
-    state = container.get("state", {})
-    termination = _termination(state.get("terminated"))
-    running = state.get("running")
-    return PodView(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        owner_uid=training_job_uid(metadata),
-        attempt=_label_number(labels, names.LABEL_ATTEMPT),
-        rank=_label_number(labels, names.LABEL_RANK),
-        node=raw.get("spec", {}).get("nodeName"),
-        deleting="deletionTimestamp" in metadata,
-        gone=gone,
-        disrupted=_disrupted(status, conditions),
-        failed=status.get("phase") == "Failed",
-        pod_message=clean(status.get("message", "")),
-        started=_time(running["startedAt"]) if running else None,
-        termination=termination,
-        obstacle=None if running or termination else _obstacle(conditions, state),
-    )
-
-
-def _trainer_container(status: Raw) -> Raw:
-    for container in status.get("containerStatuses", []):
-        if container["name"] == names.TRAINER_CONTAINER:
-            found: Raw = container
-            return found
-    return {}
-
-
-def _label_number(labels: dict[str, str], name: str) -> int:
-    value = labels.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() else -1
-
-
-def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:
-    target = conditions.get("DisruptionTarget", {}).get("status") == "True"
-    return target or status.get("reason") in {"Evicted", "Preempting", "NodeLost", "Shutdown"}
-
-
-def _termination(terminated: Raw | None) -> Termination | None:
-    if terminated is None:
-        return None
-    message = terminated.get("message", "")
-    return Termination(
-        exit_code=terminated["exitCode"],
-        reason=terminated.get("reason", ""),
-        message=clean(message),
-        started=_time(terminated.get("startedAt")),
-        finished=_time(terminated.get("finishedAt")),
-        result=_result(message),
-    )
-
-
-def _result(message: str) -> RunResult | None:
-    """None when the trainer was killed before its last word: then this is the end of its log.
-
-    The trainer's image is the user's choice: what it says is foreign text, and two metrics of one
-    name would make the API server refuse the status.
-    """
-    try:
-        result = RunResult.model_validate_json(message)
-    except ValidationError:
-        return None
-    metrics = tuple({metric.name: metric for metric in result.metrics}.values())
-    return result.model_copy(update={"message": clean(result.message), "metrics": metrics})
-
-
-def _obstacle(conditions: dict[str, Raw], state: Raw) -> Obstacle | None:
-    """None as well where nobody says a word: then it takes its course."""
-    scheduled = conditions.get("PodScheduled", {})
-    holds = scheduled if scheduled.get("status") == "False" else state.get("waiting") or {}
-    message = clean(holds.get("message", ""))
-    return Obstacle(holds.get("reason", ""), message) if message else None
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None

@@ -21,18 +21,18 @@ K = TypeVar("K", bound=Hashable)
 BACKOFF_BASE_SECONDS: Final = 0.05
 """So short because the usual error is a conflict, which one more look settles."""
 BACKOFF_CAP_SECONDS: Final = 60.0
-TOLD_EVERY: Final = 4
+STATUS_ONLY_EVERY: Final = 4
 """Every so many keys, one that waits to be told goes first: it is late, not forgotten."""
 
 
-class Lane(IntEnum):
+class Priority(IntEnum):
     """What a key waits for; in the order in which keys are taken."""
 
     STOP = 0
     """Somebody waits for the end of this job."""
-    ACT = 1
+    RECONCILE = 1
     """Something may have to be done."""
-    TELL = 2
+    STATUS_ONLY = 2
     """Nothing to be done, as far as one can see from outside; status has to say it."""
 
 
@@ -47,12 +47,12 @@ class WorkQueue(Generic[K]):
     clock: Callable[[], float]
     """Monotonic seconds."""
     random: Random = field(default_factory=Random)
-    _lanes: dict[Lane, OrderedDict[K, float]] = field(
-        default_factory=lambda: {lane: OrderedDict() for lane in Lane}
+    _lanes: dict[Priority, OrderedDict[K, float]] = field(
+        default_factory=lambda: {priority: OrderedDict() for priority in Priority}
     )
     """Keys, and since when they have been waiting."""
     _taken: int = 0
-    _working: dict[K, Lane | None] = field(default_factory=dict)
+    _processing: dict[K, Priority | None] = field(default_factory=dict)
     """Keys in work, and the lane for those that became dirty again meanwhile."""
     _failures: dict[K, int] = field(default_factory=dict)
     _delayed: list[tuple[float, int, K]] = field(default_factory=list)
@@ -60,17 +60,17 @@ class WorkQueue(Generic[K]):
     _order: Iterator[int] = field(default_factory=count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def add(self, key: K, lane: Lane = Lane.ACT) -> None:
+    def add(self, key: K, priority: Priority = Priority.RECONCILE) -> None:
         """Mark a key dirty; one that waits already keeps the better lane."""
-        if key in self._working:
-            again = self._working[key]
-            self._working[key] = lane if again is None else min(again, lane)
+        if key in self._processing:
+            again = self._processing[key]
+            self._processing[key] = priority if again is None else min(again, priority)
             return
         before = next((known for known, keys in self._lanes.items() if key in keys), None)
         if before is None:
-            self._lanes[lane][key] = self.clock()
-        elif lane < before:
-            self._lanes[lane][key] = self._lanes[before].pop(key)
+            self._lanes[priority][key] = self.clock()
+        elif priority < before:
+            self._lanes[priority][key] = self._lanes[before].pop(key)
         self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -124,7 +124,7 @@ class WorkQueue(Generic[K]):
             timeout = self._release_due()
             if len(self):
                 key, since = self._next_lane().popitem(last=False)
-                self._working[key] = None
+                self._processing[key] = None
                 self._taken += 1
                 if len(self):
                     self._wake.set()
@@ -135,8 +135,8 @@ class WorkQueue(Generic[K]):
                 continue
 
     def _next_lane(self) -> OrderedDict[K, float]:
-        stop, act, tell = (self._lanes[lane] for lane in Lane)
-        if self._taken % TOLD_EVERY == TOLD_EVERY - 1:
+        stop, act, tell = (self._lanes[priority] for priority in Priority)
+        if self._taken % STATUS_ONLY_EVERY == STATUS_ONLY_EVERY - 1:
             act, tell = tell, act
         return stop or act or tell
 
@@ -156,6 +156,6 @@ class WorkQueue(Generic[K]):
         return None
 
     def _done(self, key: K) -> None:
-        again = self._working.pop(key)
+        again = self._processing.pop(key)
         if again is not None:
             self.add(key, again)

@@ -28,12 +28,13 @@ from ktrdr_operator.decide import decide, finish
 from ktrdr_operator.events import EventRecorder
 from ktrdr_operator.executors.cluster_pods import NameConflictError
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.observe import clean, observe
-from ktrdr_operator.policies.draft import Case, Draft, timestamp
-from ktrdr_operator.policies.refused import after_refusal
+from ktrdr_operator.observe import observe
+from ktrdr_operator.policies.create_failed import create_failed
+from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, format_timestamp
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.snapshot import JobView, Limits, Plan
-from ktrdr_operator.store import JobKey, Raw, Store
+from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.views import Raw, sanitize
 
 log: Final = logging.getLogger(__name__)
 _REFUSED: Final = frozenset({400, 403, 422})
@@ -97,14 +98,14 @@ class Reconciler:
             except (ApiError, NameConflictError) as refused:
                 if not _is_refusal(refused):
                     raise
-                await self._write_refusal(key, refused)
+                await self._write_create_failure(key, refused)
                 return
         if job is not None:
-            self._announce(key, job, plan)
+            self._record_events(key, job, plan)
         if plan.requeue_seconds is not None:
             self.queue.add_after(key, plan.requeue_seconds)
 
-    def _announce(self, key: JobKey, job: JobView, plan: Plan) -> None:
+    def _record_events(self, key: JobKey, job: JobView, plan: Plan) -> None:
         """Events and counters, after the status they speak of is written."""
         raw = self.store.jobs.get(key)
         for event in plan.events:
@@ -130,20 +131,20 @@ class Reconciler:
             asked = datetime.fromisoformat(receipt.requested_time)
             self.metrics.cancel((self.now() - asked).total_seconds())
 
-    async def _write_refusal(self, key: JobKey, refused: ApiError | NameConflictError) -> None:
+    async def _write_create_failure(
+        self, key: JobKey, refused: ApiError | NameConflictError
+    ) -> None:
         """The server's words go where the user looks; the next try comes after a while."""
         reason = (
-            Reason.NAME_CONFLICT
-            if isinstance(refused, NameConflictError)
-            else Reason.CREATE_REFUSED
+            Reason.NAME_CONFLICT if isinstance(refused, NameConflictError) else Reason.FAILED_CREATE
         )
         snapshot = await observe(self.cluster, self.store, key)
         if snapshot.job is None:
             return
-        case = Case(snapshot=snapshot, job=snapshot.job, now=self.now(), limits=self.limits)
-        plan = finish(case.job, after_refusal(case, reason, clean(str(refused))), case.now)
+        case = PolicyInput(snapshot=snapshot, job=snapshot.job, now=self.now(), limits=self.limits)
+        plan = finish(case.job, create_failed(case, reason, sanitize(str(refused))), case.now)
         await self._applier.write_status(case.job, plan)
-        self._announce(key, case.job, plan)
+        self._record_events(key, case.job, plan)
         self.queue.add_after(key, plan.requeue_seconds or 0.0)
 
     async def _write_invalid(self, key: JobKey, invalid: ValidationError) -> None:
@@ -153,16 +154,16 @@ class Reconciler:
             return
         first = invalid.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        job = _unparsed(raw)
-        draft = Draft(
+        job = _placeholder_view(raw)
+        draft = PolicyResult(
             phase=Phase.FAILED,
             reason=Reason.INVALID_REQUEST,
-            message=clean(f"{where}: {first['msg']}; correct it in a new TrainingJob"),
-            changes={"completion_time": timestamp(self.now())},
+            message=sanitize(f"{where}: {first['msg']}; correct it in a new TrainingJob"),
+            changes={"completion_time": format_timestamp(self.now())},
         )
         plan = finish(job, draft, self.now())
         await self._applier.write_status(job, plan)
-        self._announce(key, job, plan)
+        self._record_events(key, job, plan)
 
     async def _refresh(self, key: JobKey) -> None:
         """The store was behind the server: look again before the next try."""
@@ -191,7 +192,7 @@ def _is_refusal(error: ApiError | NameConflictError) -> bool:
     return isinstance(error, NameConflictError) or error.status in _REFUSED
 
 
-def _unparsed(raw: Raw) -> JobView:
+def _placeholder_view(raw: Raw) -> JobView:
     """What can be said of a TrainingJob whose spec or status cannot be parsed."""
     metadata = raw["metadata"]
     return JobView(

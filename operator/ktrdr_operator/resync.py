@@ -16,8 +16,9 @@ from typing import Final
 from ktrdr_api import names
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, ApiError, ClusterApi, Resource
 from ktrdr_operator.queue import WorkQueue
-from ktrdr_operator.session import WatchFilter
-from ktrdr_operator.store import JobKey, Raw, Store
+from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.views import Raw
+from ktrdr_operator.watch_filter import WatchFilter
 
 log: Final = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ def merge(before: list[Raw], now: list[Raw], listed: list[Raw]) -> list[Raw]:
     """
     old = {raw["metadata"]["uid"]: raw for raw in before}
     new = {raw["metadata"]["uid"]: raw for raw in now}
-    heard = {uid: raw for uid, raw in new.items() if old.get(uid) is not raw}
-    settled = heard.keys() | (old.keys() - new.keys())
-    return [*heard.values(), *(raw for raw in listed if raw["metadata"]["uid"] not in settled)]
+    on_data = {uid: raw for uid, raw in new.items() if old.get(uid) is not raw}
+    settled = on_data.keys() | (old.keys() - new.keys())
+    return [*on_data.values(), *(raw for raw in listed if raw["metadata"]["uid"] not in settled)]
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Termination:
 
 
 @dataclass(frozen=True)
-class Obstacle:
+class WaitReason:
     """Why a pod has not started, in the words of whoever holds it up."""
 
     reason: str
@@ -68,7 +68,7 @@ class PodView:
     started: datetime | None
     """When the trainer container started."""
     termination: Termination | None
-    obstacle: Obstacle | None
+    wait_reason: WaitReason | None
 
     @property
     def ended(self) -> bool:
@@ -136,7 +136,7 @@ class PodDeletion:
 
 
 @dataclass(frozen=True)
-class Announcement:
+class PlannedEvent:
     """A Kubernetes Event to post."""
 
     kind: Literal["Normal", "Warning"]
@@ -160,6 +160,6 @@ class Plan:
     """The status to have; None when there is no TrainingJob to write to."""
     start: AttemptStart | None = None
     deletions: tuple[PodDeletion, ...] = ()
-    events: tuple[Announcement, ...] = ()
+    events: tuple[PlannedEvent, ...] = ()
     requeue_seconds: float | None = None
     """Come back then even if nothing happens; deadlines are recomputed from stored times."""

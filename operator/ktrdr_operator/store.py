@@ -6,14 +6,13 @@ that would hurt if the store were stale asks the API server first. Raw objects s
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ktrdr_api import names
+from ktrdr_operator.views import Raw, training_job_uid
 
-Raw = dict[str, Any]
 
-
-class Report(NamedTuple):
+class ProgressVersion(NamedTuple):
     """What a trainer's report changes in a TrainingJob."""
 
     resource_version: str
@@ -40,15 +39,6 @@ def owner_key(pod: Raw) -> JobKey | None:
     return JobKey(metadata["namespace"], job) if job else None
 
 
-def training_job_uid(metadata: Raw) -> str:
-    """UID of the TrainingJob that controls an object; empty when it is somebody else's."""
-    for owner in metadata.get("ownerReferences", []):
-        group = owner["apiVersion"].partition("/")[0]
-        if owner.get("controller") and (group, owner["kind"]) == (names.GROUP, names.KIND):
-            return str(owner["uid"])
-    return ""
-
-
 def is_older(raw: Raw, known: Raw | None) -> bool:
     """Whether the store already has a newer state, such as the answer to a write of ours.
 
@@ -71,11 +61,11 @@ class Store:
     """Last words of deleted pods: their exit code may still be the verdict of an attempt."""
     dead: set[str] = field(default_factory=set)
     """UIDs of TrainingJobs that the API server has said to be gone: none of them comes back."""
-    echoes: set[str] = field(default_factory=set)
+    own_write_versions: set[str] = field(default_factory=set)
     """Versions that writes of ours have made, until the watch has brought them."""
     report_period_seconds: int | None = None
     """What trainers should wait between reports; see `pace`."""
-    reports: dict[str, Report] = field(default_factory=dict)
+    latest_progress: dict[str, ProgressVersion] = field(default_factory=dict)
     """The newest, by UID of the TrainingJob; most are of events that never reach a handler."""
 
     def put_job(self, raw: Raw) -> JobKey:
@@ -85,38 +75,40 @@ class Store:
         if raw["metadata"]["uid"] in self.dead or is_older(raw, before):
             return key
         if before is not None and before["metadata"]["uid"] != raw["metadata"]["uid"]:
-            self.reports.pop(before["metadata"]["uid"], None)
+            self.latest_progress.pop(before["metadata"]["uid"], None)
         self.jobs[key] = raw
-        self.note_report(raw)
+        self.put_progress(raw)
         return key
 
-    def put_own(self, raw: Raw) -> None:
+    def put_own_write(self, raw: Raw) -> None:
         """Remember a TrainingJob as the answer to a write of ours has it.
 
         The write was refused unless the object had the version that was known: this is no news.
         """
         self.put_job(raw)
-        self.echoes.add(raw["metadata"]["resourceVersion"])
+        self.own_write_versions.add(raw["metadata"]["resourceVersion"])
 
-    def is_echo(self, raw: Raw) -> bool:
+    def take_own_write(self, raw: Raw) -> bool:
         """Whether a write of ours made this version; asked once, by the watch."""
         version = raw["metadata"]["resourceVersion"]
-        echoes = version in self.echoes
-        self.echoes.discard(version)
-        return echoes
+        own_write_versions = version in self.own_write_versions
+        self.own_write_versions.discard(version)
+        return own_write_versions
 
-    def note_report(self, raw: Raw) -> None:
+    def put_progress(self, raw: Raw) -> None:
         """Remember the progress and the version of a TrainingJob, unless newer ones are known."""
         metadata = raw["metadata"]
         uid, version = metadata["uid"], metadata["resourceVersion"]
-        known = self.reports.get(uid)
+        known = self.latest_progress.get(uid)
         if known is None or int(known.resource_version) < int(version):
-            self.reports[uid] = Report(version, raw.get("status", {}).get("progress"))
+            self.latest_progress[uid] = ProgressVersion(
+                version, raw.get("status", {}).get("progress")
+            )
 
     def drop_job(self, key: JobKey, uid: str) -> None:
         """A TrainingJob is gone: forget it, unless a newer one has taken its name."""
         self.dead.add(uid)
-        self.reports.pop(uid, None)
+        self.latest_progress.pop(uid, None)
         current = self.jobs.get(key)
         if current is not None and current["metadata"]["uid"] == uid:
             del self.jobs[key]
@@ -159,12 +151,14 @@ class Store:
     def replace(self, jobs: list[Raw], pods: list[Raw]) -> set[JobKey]:
         """Take a full LIST as the new memory; returns every key that was or is known."""
         touched = {*self.jobs, *self.pods}
-        self.echoes.clear()  # of those that the watch had brought before they were expected
+        self.own_write_versions.clear()
         known_keys = {job_key(raw) for raw in jobs}
         known_uids = {raw["metadata"]["uid"] for raw in jobs}
         self.jobs, self.pods = {}, {}
         self.gone = {key: value for key, value in self.gone.items() if key in known_keys}
-        self.reports = {uid: value for uid, value in self.reports.items() if uid in known_uids}
+        self.latest_progress = {
+            uid: value for uid, value in self.latest_progress.items() if uid in known_uids
+        }
         for raw in jobs:
             touched.add(self.put_job(raw))
         for raw in pods:

@@ -21,7 +21,7 @@ from ktrdr_client.cluster import (
 from ktrdr_operator import manifests
 from ktrdr_operator.manifests import Manifest
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion
-from ktrdr_operator.store import Raw, training_job_uid
+from ktrdr_operator.views import Raw, training_job_uid
 
 T = TypeVar("T")
 

@@ -7,16 +7,16 @@ situation, find the rule here; to add a situation, add a rule at its place in th
 from collections.abc import Callable
 from typing import Final
 
-from ktrdr_operator.policies import cancel, ended, obstructed, running, start, vanished
-from ktrdr_operator.policies.draft import Case, Draft
+from ktrdr_operator.policies import cancel, ended, pod_missing, pod_waiting, running, start
+from ktrdr_operator.policies.interface import PolicyInput, PolicyResult
 
-Policy = Callable[[Case], Draft | None]
+Policy = Callable[[PolicyInput], PolicyResult | None]
 
 POLICIES: Final[tuple[Policy, ...]] = (
-    cancel.speak,  # a person's wish comes before everything the pods say
-    ended.speak,  # the current attempt has a verdict
-    running.speak,  # the trainer runs
-    obstructed.speak,  # the pod exists and has not started
-    vanished.speak,  # the attempt ran and its pod is gone without a trace
-    start.speak,  # nothing runs: start, or say what is missing
+    cancel.evaluate,  # a person's wish comes before everything the pods say
+    ended.evaluate,  # the current attempt has a verdict
+    running.evaluate,  # the trainer runs
+    pod_waiting.evaluate,  # the pod exists and has not started
+    pod_missing.evaluate,  # the attempt ran and its pod is gone without a trace
+    start.evaluate,  # nothing runs: start, or say what is missing
 )

@@ -10,22 +10,30 @@ from typing import Any
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.run_contract import Outcome, Stage
 from ktrdr_api.training_job import CancellationReceipt
-from ktrdr_operator.policies.draft import Case, Draft, deletion_of, moment_of, timestamp
+from ktrdr_operator.policies.interface import (
+    PolicyInput,
+    PolicyResult,
+    deletion_of,
+    format_timestamp,
+    parse_timestamp,
+)
 from ktrdr_operator.snapshot import PodDeletion, PodView
 
 
-def speak(case: Case) -> Draft | None:
+def evaluate(case: PolicyInput) -> PolicyResult | None:
     """Speaks when `spec.cancel` is true and the run has not completed."""
     if not case.job.spec.cancel:
         return None
-    receipt = case.status.cancellation or CancellationReceipt(requested_time=timestamp(case.now))
-    alive = case.own_pods_alive()
+    receipt = case.status.cancellation or CancellationReceipt(
+        requested_time=format_timestamp(case.now)
+    )
+    alive = case.unfinished_pods()
     if not alive:
         return _stopped(case, receipt)
     return _stopping(case, _acknowledge(case, receipt), alive)
 
 
-def _acknowledge(case: Case, receipt: CancellationReceipt) -> CancellationReceipt:
+def _acknowledge(case: PolicyInput, receipt: CancellationReceipt) -> CancellationReceipt:
     progress = case.status.progress
     seen = (
         progress is not None
@@ -34,21 +42,23 @@ def _acknowledge(case: Case, receipt: CancellationReceipt) -> CancellationReceip
     )
     if not seen or receipt.acknowledged_time is not None:
         return receipt
-    return receipt.model_copy(update={"acknowledged_time": timestamp(case.now)})
+    return receipt.model_copy(update={"acknowledged_time": format_timestamp(case.now)})
 
 
-def _stopping(case: Case, receipt: CancellationReceipt, alive: tuple[PodView, ...]) -> Draft:
+def _stopping(
+    case: PolicyInput, receipt: CancellationReceipt, alive: tuple[PodView, ...]
+) -> PolicyResult:
     grace = timedelta(seconds=case.job.spec.cancellation.grace_period_seconds)
-    deadline = moment_of(receipt.requested_time) + grace
+    deadline = parse_timestamp(receipt.requested_time) + grace
     listening = any(pod.started is not None for pod in alive)
     wait = case.seconds_until(deadline) if listening else 0.0
     if wait > 0:
-        message = f"Waiting for the trainer to stop by itself until {timestamp(deadline)}"
+        message = f"Waiting for the trainer to stop by itself until {format_timestamp(deadline)}"
         deletions: tuple[PodDeletion, ...] = ()
     else:
         message = "Waiting for the pod to end"
         deletions = tuple(d for pod in alive for d in deletion_of(pod))
-    return Draft(
+    return PolicyResult(
         phase=Phase.CANCELLING,
         reason=Reason.CANCELLING,
         message=message,
@@ -58,14 +68,14 @@ def _stopping(case: Case, receipt: CancellationReceipt, alive: tuple[PodView, ..
     )
 
 
-def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
+def _stopped(case: PolicyInput, receipt: CancellationReceipt) -> PolicyResult | None:
     result = case.result
     if result is not None and result.outcome is Outcome.SUCCEEDED:
         return None
     end = case.pod.termination if case.pod is not None else None
     finished = end.finished if end and end.finished else case.now
     # Between two attempts nothing ran: what had ended before the wish stopped with the wish.
-    stopped = timestamp(max(finished, moment_of(receipt.requested_time)))
+    stopped = format_timestamp(max(finished, parse_timestamp(receipt.requested_time)))
     where = _where(case)
     acknowledged = receipt.acknowledged_time
     if acknowledged is None and result is not None and result.outcome is Outcome.CANCELLED:
@@ -73,7 +83,7 @@ def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
     complete = receipt.model_copy(
         update={**where, "stopped_time": stopped, "acknowledged_time": acknowledged}
     )
-    return Draft(
+    return PolicyResult(
         phase=Phase.CANCELLED,
         reason=Reason.CANCELLED,
         message=_words(complete),
@@ -87,7 +97,7 @@ def _stopped(case: Case, receipt: CancellationReceipt) -> Draft | None:
     )
 
 
-def _where(case: Case) -> dict[str, Any]:
+def _where(case: PolicyInput) -> dict[str, Any]:
     """Epoch, batch and checkpoint: from the run's last word, else from its last report."""
     progress, result = case.status.progress, case.result
     where: dict[str, Any] = {"checkpoint": case.checkpoint}

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.run_contract import ExitCode, Outcome, RunResult
 from ktrdr_api.training_job import Artifact, Failure, MetricValue, Result
-from ktrdr_operator.policies.draft import Case, Draft, timestamp
+from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, format_timestamp
 from ktrdr_operator.snapshot import PodView, Termination
 
 _SIGNAL_BASE: Final = 128
@@ -25,10 +25,10 @@ _SIGNALS: Final = range(1, signal.NSIG)
 _KNOWN_REASONS: Final = frozenset(Reason)
 
 
-def speak(case: Case) -> Draft | None:
+def evaluate(case: PolicyInput) -> PolicyResult | None:
     """Speaks when the pod has ended and its end has not been judged yet."""
     pod = case.pod
-    if pod is None or not pod.ended or case.judged:
+    if pod is None or not pod.ended or case.is_waiting_for_retry:
         return None
     result = case.result
     if result is not None and result.outcome is Outcome.SUCCEEDED:
@@ -43,19 +43,19 @@ def speak(case: Case) -> Draft | None:
     return _retry(case, failure)
 
 
-def disrupted(case: Case, what: str) -> Draft:
+def disrupted(case: PolicyInput, what: str) -> PolicyResult:
     """The next attempt follows at once and goes on from the newest checkpoint.
 
     Not at once when the trainer had not got as far as reporting: a node that stops every pod, or an
     image that ends like one that was stopped, would get a pod a second.
     """
     delay = 0.0 if case.has_reported else case.limits.retry_base_seconds
-    return Draft(
+    return PolicyResult(
         phase=Phase.RETRYING,
         reason=Reason.DISRUPTED,
         message=f"{what}; the next attempt goes on from the newest checkpoint",
         changes={
-            "retry_time": timestamp(case.now + timedelta(seconds=delay)),
+            "retry_time": format_timestamp(case.now + timedelta(seconds=delay)),
             "waiting": None,
             "checkpoint": case.checkpoint,
         },
@@ -74,10 +74,10 @@ def _is_disruption(pod: PodView) -> bool:
     return stopped or killed_on_deletion or end.reason == _LOST_BY_KUBELET
 
 
-def _completed(case: Case, pod: PodView, result: RunResult) -> Draft:
+def _completed(case: PolicyInput, pod: PodView, result: RunResult) -> PolicyResult:
     artifact = result.artifact
     path = f" at {artifact.path}" if artifact else ""
-    return Draft(
+    return PolicyResult(
         phase=Phase.SUCCEEDED,
         reason=Reason.COMPLETED,
         message=f"Trained {result.epochs_completed} epochs; the model is stored{path}",
@@ -96,11 +96,11 @@ def _completed(case: Case, pod: PodView, result: RunResult) -> Draft:
     )
 
 
-def _failed(case: Case, pod: PodView, reason: Reason, failure: Failure) -> Draft:
+def _failed(case: PolicyInput, pod: PodView, reason: Reason, failure: Failure) -> PolicyResult:
     prefix = ""
     if reason is Reason.BACKOFF_LIMIT_EXCEEDED:
         prefix = f"Failed {case.status.retries + 1} times (backoffLimit reached). Last: "
-    return Draft(
+    return PolicyResult(
         phase=Phase.FAILED,
         reason=reason,
         message=(prefix + failure.message)[:1024],
@@ -108,19 +108,19 @@ def _failed(case: Case, pod: PodView, reason: Reason, failure: Failure) -> Draft
     )
 
 
-def _retry(case: Case, failure: Failure) -> Draft:
+def _retry(case: PolicyInput, failure: Failure) -> PolicyResult:
     limits = case.limits
     delay = min(limits.retry_cap_seconds, limits.retry_base_seconds * 2**case.status.retries)
     due = case.now + timedelta(seconds=delay)
     number = case.status.retries + 1
-    return Draft(
+    return PolicyResult(
         phase=Phase.RETRYING,
         reason=Reason.RETRYING,
-        message=f"Retry {number} of {case.job.spec.backoff_limit} at {timestamp(due)}: "
+        message=f"Retry {number} of {case.job.spec.backoff_limit} at {format_timestamp(due)}: "
         f"{failure.message}"[:1024],
         changes={
             "retries": number,
-            "retry_time": timestamp(due),
+            "retry_time": format_timestamp(due),
             "failure": failure,
             "waiting": None,
             "checkpoint": case.checkpoint,
@@ -129,21 +129,21 @@ def _retry(case: Case, failure: Failure) -> Draft:
     )
 
 
-def _ended_changes(case: Case, pod: PodView) -> dict[str, Any]:
+def _ended_changes(case: PolicyInput, pod: PodView) -> dict[str, Any]:
     end = pod.termination
     started = end.started if end else None
     finished = end.finished if end and end.finished else case.now
-    start = case.status.start_time or (timestamp(started) if started else None)
+    start = case.status.start_time or (format_timestamp(started) if started else None)
     return {
         "retry_time": None,
         "start_time": start,
         "host": pod.node or case.status.host,
-        "completion_time": timestamp(finished),
+        "completion_time": format_timestamp(finished),
         "waiting": None,
     }
 
 
-def _failure(case: Case, pod: PodView, result: RunResult | None) -> Failure:
+def _failure(case: PolicyInput, pod: PodView, result: RunResult | None) -> Failure:
     end = pod.termination
     if end is None:
         return Failure(
@@ -165,7 +165,7 @@ def _failure(case: Case, pod: PodView, result: RunResult | None) -> Failure:
 
 
 def _cause(
-    case: Case, end: Termination, result: RunResult | None, killed: int | None
+    case: PolicyInput, end: Termination, result: RunResult | None, killed: int | None
 ) -> tuple[Reason, str]:
     if end.reason == Reason.OOM_KILLED:
         limit = case.job.spec.trainer.resources.limits.get("memory", "none; the node ran out")

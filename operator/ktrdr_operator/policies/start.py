@@ -9,64 +9,72 @@ from typing import Final
 from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import Waiting
-from ktrdr_operator.policies.draft import Case, Draft, moment_of, starting_message, timestamp
-from ktrdr_operator.policies.refused import still_refused
+from ktrdr_operator.policies.create_failed import still_failing
+from ktrdr_operator.policies.interface import (
+    PolicyInput,
+    PolicyResult,
+    format_timestamp,
+    parse_timestamp,
+    starting_message,
+)
 from ktrdr_operator.snapshot import AttemptStart, PodView
 
 RECHECK_SECONDS: Final = 5.0
 """How often a missing strategy is looked for: ConfigMaps are not watched (there are too many)."""
 
 
-def speak(case: Case) -> Draft:
+def evaluate(case: PolicyInput) -> PolicyResult:
     """Always speaks: the last rule."""
     status = case.status
-    refusal = case.refusal
-    if status.retry_time is not None and case.now < moment_of(status.retry_time):
-        seconds = case.seconds_until(moment_of(status.retry_time))
-        if refusal is not None:
-            return still_refused(refusal, seconds)
+    create_failure = case.create_failure
+    if status.retry_time is not None and case.now < parse_timestamp(status.retry_time):
+        seconds = case.seconds_until(parse_timestamp(status.retry_time))
+        if create_failure is not None:
+            return still_failing(create_failure, seconds)
         return _retrying(case, status.message, seconds)
-    if alive := case.own_pods_alive():
+    if alive := case.unfinished_pods():
         return _retrying(case, f'Waiting for pod "{alive[0].name}" to end', None)
-    if leftover := case.leftover_pods():
+    if leftover := case.pods_of_deleted_job():
         return _leftover(leftover[0])
     strategy = case.snapshot.strategy
     if strategy is None or strategy.problem:
         return _missing(case, strategy.problem if strategy else "The strategy was not read")
-    attempt = status.attempt + 1 if case.judged else max(status.attempt, 1)
-    return _start(case, attempt, strategy.text, refusal)
+    attempt = status.attempt + 1 if case.is_waiting_for_retry else max(status.attempt, 1)
+    return _start(case, attempt, strategy.text, create_failure)
 
 
-def _start(case: Case, attempt: int, strategy: str, refusal: Waiting | None) -> Draft:
+def _start(
+    case: PolicyInput, attempt: int, strategy: str, create_failure: Waiting | None
+) -> PolicyResult:
     """A refusal stays on show until the pod is there: a try is no news."""
     pod = names.pod_name(case.job.name, attempt)
-    return Draft(
-        phase=Phase.PENDING if refusal else Phase.STARTING,
-        reason=Reason(refusal.reason) if refusal else Reason.STARTING,
-        message=refusal.message if refusal else starting_message(pod),
+    return PolicyResult(
+        phase=Phase.PENDING if create_failure else Phase.STARTING,
+        reason=Reason(create_failure.reason) if create_failure else Reason.STARTING,
+        message=create_failure.message if create_failure else starting_message(pod),
         changes={
             "attempt": attempt,
             "pod_name": pod,
             "host": None,
-            "waiting": refusal,
-            "retry_time": case.status.retry_time if refusal else None,
+            "waiting": create_failure,
+            "retry_time": case.status.retry_time if create_failure else None,
         },
         start=AttemptStart(attempt=attempt, strategy=strategy),
     )
 
 
-def _leftover(pod: PodView) -> Draft:
+def _leftover(pod: PodView) -> PolicyResult:
     """Its deletion is under way; the event of its end brings us back."""
-    return Draft(
+    return PolicyResult(
         phase=Phase.PENDING,
         reason=Reason.PENDING,
         message=f'Waiting for pod "{pod.name}" of an earlier TrainingJob of this name to be gone',
     )
 
 
-def _retrying(case: Case, message: str, seconds: float | None) -> Draft:
+def _retrying(case: PolicyInput, message: str, seconds: float | None) -> PolicyResult:
     reason = case.status.reason
-    return Draft(
+    return PolicyResult(
         phase=Phase.RETRYING,
         reason=Reason(reason) if reason in frozenset(Reason) else Reason.RETRYING,
         message=message,
@@ -74,19 +82,19 @@ def _retrying(case: Case, message: str, seconds: float | None) -> Draft:
     )
 
 
-def _missing(case: Case, problem: str) -> Draft:
+def _missing(case: PolicyInput, problem: str) -> PolicyResult:
     before = case.status.waiting
     same = before is not None and before.reason == Reason.STRATEGY_NOT_FOUND
-    since = before.since if before is not None and same else timestamp(case.now)
+    since = before.since if before is not None and same else format_timestamp(case.now)
     waiting = Waiting(reason=Reason.STRATEGY_NOT_FOUND, message=problem, since=since)
-    return Draft(
+    return PolicyResult(
         phase=Phase.PENDING,
         reason=Reason.STRATEGY_NOT_FOUND,
         message=problem,
         changes={
             "waiting": waiting,
             # A refused attempt has not been judged, and this wait hides the refusal.
-            "retry_time": case.status.retry_time if case.judged else None,
+            "retry_time": case.status.retry_time if case.is_waiting_for_retry else None,
         },
         requeue_seconds=RECHECK_SECONDS,
     )

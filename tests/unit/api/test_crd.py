@@ -91,6 +91,8 @@ def test_crd_documented_defaults_are_emitted(schema: dict[str, Any]) -> None:
         "cancel": False,
         "cancellation": {},
         "checkpoint": {},
+        "disruptionLimit": 100,
+        "historyLimit": 3,
         "progress": {},
     }
     assert {name: node["default"] for name, node in spec.items() if "default" in node} == want

@@ -46,7 +46,7 @@ async def serving(handler: Handler) -> AsyncIterator[tuple[Cluster, list[tuple[s
             await cluster.close()
 
 
-def refusal(status: int, reason: str, message: str, **headers: str) -> web.Response:
+def create_failure(status: int, reason: str, message: str, **headers: str) -> web.Response:
     body = {"kind": "Status", "status": "Failure", "reason": reason, "message": message}
     return web.json_response(body, status=status, headers=headers)
 
@@ -103,7 +103,7 @@ def test_error_from_answer_of_foreign_body_is_still_an_api_error(body: bytes) ->
 async def test_cluster_get_missing_object_returns_none_and_counts_request() -> None:
     async def handler(request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == "bearer secret"
-        return refusal(404, "NotFound", "pods not found")
+        return create_failure(404, "NotFound", "pods not found")
 
     async with serving(handler) as (cluster, counted):
         assert await cluster.get(PODS, "ns", "p") is None
@@ -119,7 +119,7 @@ async def test_cluster_list_of_three_pages_with_expired_token_starts_again() -> 
         assert request.query["limit"] == "500"
         assert request.query["labelSelector"] == "a=b"
         if page == "t/2=" and seen.count("t/2=") == 1:
-            return refusal(410, "Expired", "token expired")
+            return create_failure(410, "Expired", "token expired")
         following = {"": "t1", "t1": "t/2=", "t/2=": ""}[page]
         item = {"metadata": {"name": page}}
         meta = {"resourceVersion": "7", "continue": following}
@@ -150,9 +150,9 @@ async def test_cluster_apply_sends_manager_force_and_patch_type() -> None:
     ("answer", "want"),
     [
         (lambda: web.json_response({"status": "Success"}), True),
-        (lambda: refusal(404, "NotFound", "gone"), False),
+        (lambda: create_failure(404, "NotFound", "gone"), False),
         (
-            lambda: refusal(
+            lambda: create_failure(
                 409,
                 "Conflict",
                 "Operation cannot be fulfilled on pods: the UID in the precondition (a) does not "
@@ -181,7 +181,7 @@ async def test_cluster_after_retry_after_sends_nothing_early() -> None:
     async def handler(_: web.Request) -> web.Response:
         times.append(asyncio.get_running_loop().time())
         if len(times) == 1:
-            return refusal(429, "TooManyRequests", "slow down", **{"Retry-After": "1"})
+            return create_failure(429, "TooManyRequests", "slow down", **{"Retry-After": "1"})
         return web.json_response({})
 
     async with serving(handler) as (cluster, _):

@@ -31,8 +31,8 @@ from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome
 from ktrdr_api.training_job import TrainingJobStatus, Waiting
 from ktrdr_operator.decide import decide
-from ktrdr_operator.policies.draft import Case
-from ktrdr_operator.policies.refused import after_refusal
+from ktrdr_operator.policies.create_failed import create_failed
+from ktrdr_operator.policies.interface import PolicyInput
 from ktrdr_operator.snapshot import Plan, Snapshot, StrategyText
 
 C = ConditionType
@@ -399,8 +399,10 @@ def test_decide_again_on_its_own_status_changes_nothing_but_the_clock(situation:
     assert situation.job is not None
     job = replace(situation.job, status=status(first))
     again = plan(replace(situation, job=job))
-    judged = status(first).retry_time is not None and status(first).retry_time == ago(0)
-    if judged:
+    is_waiting_for_retry = status(first).retry_time is not None and status(first).retry_time == ago(
+        0
+    )
+    if is_waiting_for_retry:
         assert again.start is not None or again.status == first.status
     else:
         assert again.status == first.status
@@ -447,7 +449,7 @@ def test_decide_strategy_missing_between_attempts_keeps_the_count() -> None:
     assert outcome(plan(later)).start == 2
 
 
-@pytest.mark.parametrize("reason", ["CreateRefused", "NameConflict"])
+@pytest.mark.parametrize("reason", ["FailedCreate", "NameConflict"])
 def test_decide_after_refusal_keeps_attempt_words_and_judges_its_end(reason: str) -> None:
     waiting = {"reason": reason, "message": "exceeded quota", "since": ago(60)}
     refused = recorded(
@@ -475,8 +477,8 @@ def test_decide_waiting_for_something_else_begins_anew() -> None:
     unscheduled = started(unscheduled_pod("0/2 nodes"), waiting=before)
     assert unscheduled.job is not None
     found = status(plan(unscheduled)).waiting
-    case = Case(snapshot=unscheduled, job=unscheduled.job, now=NOW, limits=LIMITS)
-    refused = after_refusal(case, Reason.CREATE_REFUSED, "quota")
+    case = PolicyInput(snapshot=unscheduled, job=unscheduled.job, now=NOW, limits=LIMITS)
+    refused = create_failed(case, Reason.FAILED_CREATE, "quota")
     assert found is not None
     assert found.since == refused.changes["waiting"].since == ago(0)
     missing = replace(
@@ -493,8 +495,8 @@ def test_decide_obstacle_without_words_is_none() -> None:
 
 
 def test_decide_refused_attempt_whose_strategy_vanished_keeps_its_number() -> None:
-    waiting = {"reason": "CreateRefused", "message": "exceeded quota", "since": ago(60)}
-    due = recorded(1, C.RECONCILING, reason="CreateRefused", waiting=waiting, retryTime=ago(0))
+    waiting = {"reason": "FailedCreate", "message": "exceeded quota", "since": ago(60)}
+    due = recorded(1, C.RECONCILING, reason="FailedCreate", waiting=waiting, retryTime=ago(0))
     situation = snapshot(job_raw(status=due))
     missing = plan(replace(situation, strategy=StrategyText(problem="gone")))
     assert situation.job is not None
@@ -688,7 +690,7 @@ def test_decide_waiting_passes_on_the_words_and_since_when() -> None:
     before = {"reason": "Unschedulable", "message": "0/2 nodes", "since": ago(90)}
     found = status(plan(started(unscheduled_pod(words), waiting=before)))
     assert found.waiting is not None
-    assert found.waiting.model_dump() == {
+    assert found.waiting.model_dump(exclude_none=True) == {
         "reason": "Unschedulable",
         "message": words,
         "since": ago(90),

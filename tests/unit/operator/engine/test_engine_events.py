@@ -12,7 +12,7 @@ from ktrdr_api import names
 from ktrdr_client.cluster import PODS, TRAINING_JOBS
 from ktrdr_operator.handlers import Handlers
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.session import WatchFilter
+from ktrdr_operator.watch_filter import WatchFilter
 
 Event = dict[str, Any]
 

@@ -215,11 +215,11 @@ async def test_reconcile_refused_create_shows_the_words_and_tries_less_and_less_
         tries += [second] * (count(world, "create", "Pod") - before)
         world.wait(1)
     status = world.status()
-    assert (status["phase"], status["reason"]) == ("Pending", "CreateRefused")
+    assert (status["phase"], status["reason"]) == ("Pending", "FailedCreate")
     assert status["message"] == status["waiting"]["message"] == f"403 Forbidden: {words}"
     assert status["waiting"]["since"] == "2026-01-01T12:00:00Z"
     assert tries == [0, 1, 2, 4, 8, 16, 32, 64, 124]
-    assert [event["reason"] for event in recorded_events(operator)] == ["CreateRefused"]
+    assert [event["reason"] for event in recorded_events(operator)] == ["FailedCreate"]
     world.cluster._faults.clear()
     await live(world, operator)
     assert world.end()[:2] == ("Succeeded", "Completed")

@@ -5,11 +5,11 @@ import kopf
 import pytest
 
 from ktrdr_client.cluster import Raw
-from ktrdr_operator.handlers import Handlers, is_ending, kopf_settings
+from ktrdr_operator.handlers import Handlers, is_stop_requested, kopf_settings
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import Lane, WorkQueue
-from ktrdr_operator.session import WatchFilter
+from ktrdr_operator.queue import Priority, WorkQueue
 from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.watch_filter import WatchFilter
 
 KEY = JobKey("ns", "j")
 
@@ -34,13 +34,13 @@ def event(kind: str | None, obj: Raw) -> kopf.RawEvent:
 class RecordingQueue(WorkQueue[JobKey]):
     """The real queue, which also remembers what was added."""
 
-    def add(self, key: JobKey, lane: Lane = Lane.ACT) -> None:
-        super().add(key, lane)
-        self.__dict__.setdefault("added", []).append(lane)
+    def add(self, key: JobKey, priority: Priority = Priority.RECONCILE) -> None:
+        super().add(key, priority)
+        self.__dict__.setdefault("added", []).append(priority)
 
-    def take(self) -> list[Lane]:
+    def take(self) -> list[Priority]:
         """The lane of each key added since the last call."""
-        added: list[Lane] = self.__dict__.pop("added", [])
+        added: list[Priority] = self.__dict__.pop("added", [])
         return added
 
 
@@ -62,28 +62,28 @@ async def test_job_is_stored_and_enqueued(handlers: Handlers, queue: RecordingQu
     await handlers.on_job(event(None, job()))
     await handlers.on_job(event("MODIFIED", job(2, status={"phase": "Running"})))
     assert handlers.store.jobs[KEY] == job(2, status={"phase": "Running"})
-    assert queue.take() == [Lane.ACT, Lane.ACT]
+    assert queue.take() == [Priority.RECONCILE, Priority.RECONCILE]
 
 
 @pytest.mark.parametrize(
-    ("wish", "lane"),
+    ("wish", "priority"),
     [
-        (job(2, metadata={"generation": 2}, spec={"cancel": True}), Lane.STOP),
-        (job(2, metadata={"deletionTimestamp": "t"}), Lane.STOP),
-        (job(2, metadata={"generation": 2}), Lane.ACT),
+        (job(2, metadata={"generation": 2}, spec={"cancel": True}), Priority.STOP),
+        (job(2, metadata={"deletionTimestamp": "t"}), Priority.STOP),
+        (job(2, metadata={"generation": 2}), Priority.RECONCILE),
         (
             job(2, metadata={"generation": 2}, spec={"cancel": True}, status={"completionTime": 1}),
-            Lane.ACT,
+            Priority.RECONCILE,
         ),
     ],
 )
 async def test_job_that_shall_end_overtakes_until_it_has(
-    handlers: Handlers, queue: RecordingQueue, wish: Raw, lane: Lane
+    handlers: Handlers, queue: RecordingQueue, wish: Raw, priority: Priority
 ) -> None:
     await handlers.on_job(event("ADDED", job()))
     queue.take()
     await handlers.on_job(event("MODIFIED", wish))
-    assert queue.take() == [lane]
+    assert queue.take() == [priority]
 
 
 async def test_job_deleted_is_dropped_and_overtakes(
@@ -92,7 +92,7 @@ async def test_job_deleted_is_dropped_and_overtakes(
     await handlers.on_job(event("ADDED", job()))
     await handlers.on_job(event("DELETED", job(2)))
     assert handlers.store.jobs == {}
-    assert queue.take() == [Lane.ACT, Lane.STOP]
+    assert queue.take() == [Priority.RECONCILE, Priority.STOP]
 
 
 async def test_job_deleted_late_spares_its_successor_of_the_same_name(
@@ -110,24 +110,24 @@ async def test_job_event_older_than_our_own_write_keeps_the_newer_state(
     handlers.store.put_job(written)
     await handlers.on_job(event("MODIFIED", job(9)))
     assert handlers.store.jobs[KEY] == written
-    assert queue.take() == [Lane.ACT]
+    assert queue.take() == [Priority.RECONCILE]
 
 
 @pytest.mark.parametrize(
-    ("last", "spec", "lane"),
+    ("last", "spec", "priority"),
     [
-        (event("MODIFIED", pod("Failed")), {"cancel": True}, Lane.STOP),
-        (event("DELETED", pod()), {"cancel": True}, Lane.STOP),
-        (event("MODIFIED", pod()), {"cancel": True}, Lane.TELL),
-        (event("MODIFIED", pod("Failed")), {}, Lane.ACT),
+        (event("MODIFIED", pod("Failed")), {"cancel": True}, Priority.STOP),
+        (event("DELETED", pod()), {"cancel": True}, Priority.STOP),
+        (event("MODIFIED", pod()), {"cancel": True}, Priority.STATUS_ONLY),
+        (event("MODIFIED", pod("Failed")), {}, Priority.RECONCILE),
     ],
 )
 async def test_pod_end_overtakes_when_awaited_and_a_living_pod_waits(
-    handlers: Handlers, *, queue: RecordingQueue, last: kopf.RawEvent, spec: Raw, lane: Lane
+    handlers: Handlers, *, queue: RecordingQueue, last: kopf.RawEvent, spec: Raw, priority: Priority
 ) -> None:
     handlers.store.put_job(job(spec=spec))
     await handlers.on_pod(last)
-    assert queue.take() == [lane]
+    assert queue.take() == [priority]
     assert (KEY in handlers.store.pods) == (last["type"] != "DELETED")
 
 
@@ -136,7 +136,7 @@ async def test_pod_that_outlived_its_job_is_forgotten(
 ) -> None:
     await handlers.on_pod(event("ADDED", pod()))
     await handlers.on_pod(event("DELETED", pod()))
-    assert queue.take() == [Lane.TELL]
+    assert queue.take() == [Priority.STATUS_ONLY]
     assert handlers.store.pods == handlers.store.gone == {}
 
 
@@ -148,7 +148,7 @@ async def test_pod_without_our_label_is_ignored(handlers: Handlers, queue: Recor
 
 
 def test_is_ending_of_unknown_job_is_false() -> None:
-    assert not is_ending(None)
+    assert not is_stop_requested(None)
 
 
 def test_kopf_settings_never_write_nor_scan() -> None:

@@ -4,7 +4,7 @@ import logging
 
 import aiohttp
 
-from ktrdr_operator.health import CANARY, WORKERS, Health, run_canary, serve, with_canary
+from ktrdr_operator.health import CANARY, WORKERS, Liveness, run_canary, serve, with_canary
 from ktrdr_operator.logs import JsonFormatter
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
@@ -20,7 +20,7 @@ class Clock:
 
 def test_health_names_only_what_has_been_silent_for_too_long() -> None:
     clock = Clock()
-    health = Health(clock)
+    health = Liveness(clock)
     health.beat("unknown")
     health.expect("watch", "workers")
     clock.now = 200
@@ -30,7 +30,7 @@ def test_health_names_only_what_has_been_silent_for_too_long() -> None:
 
 async def test_canary_goes_through_the_queue_and_keeps_workers_alive() -> None:
     clock = Clock()
-    health, queue, metrics = Health(clock), WorkQueue[JobKey](clock=clock), Metrics()
+    health, queue, metrics = Liveness(clock), WorkQueue[JobKey](clock=clock), Metrics()
     worked: list[JobKey] = []
 
     async def work(key: JobKey, _: float) -> None:
@@ -66,7 +66,7 @@ async def test_http_server_tells_health_and_metrics() -> None:
     metrics.request("GET", "200")
     metrics.reconcile(0.002, "error")
     metrics.leading("ktrdr-operator", leads=True)
-    health = Health(clock)
+    health = Liveness(clock)
     health.expect("watch")
     runner = await serve(0, health, metrics)
     port = next(address[1] for address in runner.addresses if len(address) == 2)  # IPv4

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from ktrdr_operator import __main__ as entry
-from ktrdr_operator.__main__ import PartEndedError, run_all, until
+from ktrdr_operator.__main__ import TaskExitedError, run_tasks, run_until_stopped
 
 
 async def forever(ended: list[str] | None = None) -> None:
@@ -22,25 +22,25 @@ async def die() -> None:
 async def test_run_all_part_that_dies_ends_all_with_its_error() -> None:
     ended: list[str] = []
     with pytest.raises(OSError, match="watch died"):
-        await run_all({"a": forever(ended), "b": die()})
+        await run_tasks({"a": forever(ended), "b": die()})
     assert ended == ["ended"]
 
 
 async def test_run_all_part_that_returns_is_an_error_with_its_name() -> None:
-    with pytest.raises(PartEndedError, match="resync"):
-        await run_all({"a": forever(), "resync": asyncio.sleep(0)})
+    with pytest.raises(TaskExitedError, match="resync"):
+        await run_tasks({"a": forever(), "resync": asyncio.sleep(0)})
 
 
 async def test_until_stop_cancels_the_part() -> None:
     stop, ended = asyncio.Event(), list[str]()
     asyncio.get_running_loop().call_later(0.01, stop.set)
-    await until(stop, forever(ended))
+    await run_until_stopped(stop, forever(ended))
     assert ended == ["ended"]
 
 
 async def test_until_part_that_dies_raises() -> None:
     with pytest.raises(OSError, match="watch died"):
-        await until(asyncio.Event(), die())
+        await run_until_stopped(asyncio.Event(), die())
 
 
 def test_main_with_bad_settings_names_the_variable_and_exits_2(

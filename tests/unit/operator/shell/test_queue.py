@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_operator.queue import Lane, WorkQueue
+from ktrdr_operator.queue import Priority, WorkQueue
 
 
 class Clock:
@@ -78,17 +78,17 @@ async def test_queue_takes_urgent_keys_first_and_keeps_their_waiting_time(
     for key in ("a", "b", "c"):
         queue.add(key)
     clock.now += 5
-    queue.add("c", Lane.STOP)
-    queue.add("d", Lane.STOP)
+    queue.add("c", Priority.STOP)
+    queue.add("d", Priority.STOP)
     queue.add("c")
     assert await drained(queue) == [("c", 5.0), ("d", 0.0), ("a", 5.0), ("b", 5.0)]
 
 
 async def test_queue_tells_after_it_has_acted_but_does_not_forget(queue: WorkQueue[str]) -> None:
     for number in range(4):
-        queue.add(f"tell-{number}", Lane.TELL)
+        queue.add(f"tell-{number}", Priority.STATUS_ONLY)
         queue.add(f"act-{number}")
-    queue.add("stop", Lane.STOP)
+    queue.add("stop", Priority.STOP)
     queue.add("tell-3")
     got = [key for key, _ in await drained(queue)]
     assert got[:4] == ["stop", "act-0", "act-1", "tell-0"]
@@ -113,7 +113,7 @@ async def test_queue_key_added_while_in_work_runs_again_and_never_twice_at_once(
     queue.add("a")
     await settle()
     for _ in range(3):
-        queue.add("a", Lane.STOP)
+        queue.add("a", Priority.STOP)
     await settle()
     assert runs == ["a"]
     release.set()
@@ -132,7 +132,7 @@ async def test_queue_key_made_urgent_while_in_work_overtakes_when_it_comes_back(
         got.append(key)
         if got == ["a"]:
             queue.add("b")
-            queue.add("a", Lane.STOP)
+            queue.add("a", Priority.STOP)
 
     queue.add("a")
     await run_until_idle(queue, work)
@@ -196,7 +196,7 @@ async def test_queue_failing_key_does_not_delay_others(queue: WorkQueue[str], cl
 
 
 actions = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from([*Lane.__members__, "after", "retry"])),
+    st.tuples(st.sampled_from("abc"), st.sampled_from([*Priority.__members__, "after", "retry"])),
     max_size=30,
 )
 
@@ -209,8 +209,8 @@ def test_queue_whatever_is_added_is_worked_on_once_at_the_latest_due_time(
     queue = WorkQueue[str](clock=clock, random=dice())
     for key, action in steps:
         match action:
-            case "STOP" | "ACT" | "TELL":
-                queue.add(key, Lane[action])
+            case "STOP" | "RECONCILE" | "STATUS_ONLY":
+                queue.add(key, Priority[action])
             case "after":
                 queue.add_after(key, 5)
             case "retry":

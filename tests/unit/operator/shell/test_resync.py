@@ -11,8 +11,8 @@ from ktrdr_operator import resync as resync_module
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.resync import Resync, merge
-from ktrdr_operator.session import WatchFilter
 from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.watch_filter import WatchFilter
 
 DOWN = Unreachable(0, "ClientOSError", "refused")
 

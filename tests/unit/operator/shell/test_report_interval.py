@@ -2,8 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktrdr_operator.pace import STEPS, Pacer, report_period
 from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.report_interval import (
+    INTERVALS_SECONDS,
+    ReportIntervalController,
+    report_period,
+)
 from ktrdr_operator.store import JobKey, Store
 
 
@@ -36,7 +40,7 @@ def test_report_period_keeps_the_limit_and_settles(counts: list[int]) -> None:
     for running in counts:
         period = report_period(running, 300, period)
         assert running / (period or 0.5) <= 300
-        assert period is None or period in STEPS
+        assert period is None or period in INTERVALS_SECONDS
         assert report_period(running, 300, period) == period
 
 
@@ -53,10 +57,10 @@ def test_pacer_tells_those_who_report_or_soon_will_when_the_pace_changes() -> No
     store.put_job(job("starting", "Starting"))
     store.put_job(job("queued", "Starting", waiting={"reason": "Unschedulable"}))
     store.put_job(job("ended", "Succeeded"))
-    pacer = Pacer(store, queue, writes_per_second=3)
+    report_intervals = ReportIntervalController(store, queue, writes_per_second=3)
 
-    pacer.look()
+    report_intervals.look()
 
     assert (store.report_period_seconds, len(queue)) == (5, 10)
-    pacer.look()
+    report_intervals.look()
     assert len(queue) == 10

@@ -19,8 +19,8 @@ from ktrdr_client.cluster import TRAINING_JOBS, Cluster, Raw
 from ktrdr_operator.handlers import Handlers, kopf_settings, registry, run_kopf
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
-from ktrdr_operator.session import WatchFilter
 from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.watch_filter import WatchFilter
 from kube import Kube, training_job
 
 IDLE: Raw = {"strategy": {"configMapKeyRef": {"name": "none", "key": "none"}}}
@@ -114,7 +114,7 @@ async def test_session_hides_progress_from_kopf_and_keeps_the_newest(
             await report(client, kube, step)
         assert await shell.quiet() == before
         uid = shell.events[-1]["object"]["metadata"]["uid"]
-        assert (shell.store.reports[uid].progress or {})["step"] == 60
+        assert (shell.store.latest_progress[uid].progress or {})["step"] == 60
         await report(client, kube, 61, stage="Saving")
         assert await shell.quiet() == before + 1
         assert shell.events[-1]["object"]["status"]["progress"]["stage"] == "Saving"
@@ -236,12 +236,12 @@ async def test_process_with_election_waits_for_the_lease_and_gives_it_up(kube: K
     election = {"KTRDR_LEADER_ELECTION": "true", "KTRDR_LEASE_NAMESPACE": kube.namespace}
     leads = 'leader_election_master_status{name="ktrdr-operator"} '
     first = await start_operator(kube.kubeconfig, kube.namespace, **election)
-    await first.until("/metrics", leads + "1.0")
+    await first.run_until_stopped("/metrics", leads + "1.0")
     second = await start_operator(kube.kubeconfig, kube.namespace, **election)
-    await second.until("/metrics", leads + "0.0")
+    await second.run_until_stopped("/metrics", leads + "0.0")
     assert (await second.get("/healthz"))[0] == 200
     assert (await first.end())[0] == 0
-    await second.until("/metrics", leads + "1.0")
+    await second.run_until_stopped("/metrics", leads + "1.0")
     assert (await second.end())[0] == 0
 
 

@@ -9,11 +9,11 @@ from ktrdr_api.run_contract import Outcome, RunResult
 from ktrdr_api.training_job import CheckpointStatus, TrainingJobStatus, Waiting
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion, PodView, Snapshot
 
-_REFUSALS: Final = frozenset({Reason.CREATE_REFUSED, Reason.NAME_CONFLICT})
+_REFUSALS: Final = frozenset({Reason.FAILED_CREATE, Reason.NAME_CONFLICT})
 
 
 @dataclass(frozen=True)
-class Case:
+class PolicyInput:
     """One TrainingJob that exists and has not finished, at one moment."""
 
     snapshot: Snapshot
@@ -44,15 +44,15 @@ class Case:
         return result if not result.job_uid and result.outcome is Outcome.FAILED else None
 
     @property
-    def refusal(self) -> Waiting | None:
+    def create_failure(self) -> Waiting | None:
         """Why a child of the recorded attempt could not be created, until its pod is seen."""
         waiting = self.status.waiting
         return waiting if waiting is not None and waiting.reason in _REFUSALS else None
 
     @property
-    def judged(self) -> bool:
+    def is_waiting_for_retry(self) -> bool:
         """Whether the current attempt is over and the next one only waits for its time."""
-        return self.status.retry_time is not None and self.refusal is None
+        return self.status.retry_time is not None and self.create_failure is None
 
     @property
     def has_reported(self) -> bool:
@@ -69,13 +69,13 @@ class Case:
         reported = progress.checkpoint if progress is not None else None
         return reported or self.status.checkpoint
 
-    def own_pods_alive(self) -> tuple[PodView, ...]:
+    def unfinished_pods(self) -> tuple[PodView, ...]:
         """Pods of this very TrainingJob in which a process may still run."""
         return tuple(
             pod for pod in self.snapshot.pods if pod.owner_uid == self.job.uid and not pod.ended
         )
 
-    def leftover_pods(self) -> tuple[PodView, ...]:
+    def pods_of_deleted_job(self) -> tuple[PodView, ...]:
         """Pods of an earlier TrainingJob of the same name that still hold their names."""
         return tuple(
             pod
@@ -89,7 +89,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Draft:
+class PolicyResult:
     """The state a policy found, and what is to be done about it."""
 
     phase: Phase
@@ -102,12 +102,12 @@ class Draft:
     requeue_seconds: float | None = None
 
 
-def timestamp(moment: datetime) -> str:
+def format_timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC, whole seconds, as the API server writes times."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def moment_of(text: str) -> datetime:
+def parse_timestamp(text: str) -> datetime:
     """The inverse of `timestamp`."""
     return datetime.fromisoformat(text)
 

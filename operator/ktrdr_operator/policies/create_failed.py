@@ -10,35 +10,40 @@ from typing import Final
 
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import Waiting
-from ktrdr_operator.policies.draft import Case, Draft, moment_of, timestamp
+from ktrdr_operator.policies.interface import (
+    PolicyInput,
+    PolicyResult,
+    format_timestamp,
+    parse_timestamp,
+)
 
 LEAST_SECONDS: Final = 1.0
 MOST_SECONDS: Final = 60.0
 
 
-def after_refusal(case: Case, reason: Reason, words: str) -> Draft:
+def create_failed(case: PolicyInput, reason: Reason, words: str) -> PolicyResult:
     """The state after a refusal."""
     before = case.status.waiting
     same = before is not None and before.reason == reason
-    since = before.since if before is not None and same else timestamp(case.now)
-    lasted = (case.now - moment_of(since)).total_seconds()
+    since = before.since if before is not None and same else format_timestamp(case.now)
+    lasted = (case.now - parse_timestamp(since)).total_seconds()
     delay = min(max(lasted, LEAST_SECONDS), MOST_SECONDS)
     waiting = Waiting(reason=reason, message=words, since=since)
-    return Draft(
+    return PolicyResult(
         phase=Phase.PENDING,
         reason=reason,
         message=words,
         changes={
             "waiting": waiting,
-            "retry_time": timestamp(case.now + timedelta(seconds=delay)),
+            "retry_time": format_timestamp(case.now + timedelta(seconds=delay)),
         },
         requeue_seconds=delay,
     )
 
 
-def still_refused(waiting: Waiting, seconds: float) -> Draft:
+def still_failing(waiting: Waiting, seconds: float) -> PolicyResult:
     """The state between two tries."""
-    return Draft(
+    return PolicyResult(
         phase=Phase.PENDING,
         reason=Reason(waiting.reason),
         message=waiting.message,

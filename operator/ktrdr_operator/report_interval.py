@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from ktrdr_api.conditions import Phase
-from ktrdr_operator.queue import Lane, WorkQueue
-from ktrdr_operator.store import JobKey, Raw, Store
+from ktrdr_operator.queue import Priority, WorkQueue
+from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.views import Raw
 
-LOOK_SECONDS: Final = 5.0
-STEPS: Final = (1, 2, 5, 10, 20, 30, 60)
+UPDATE_SECONDS: Final = 5.0
+INTERVALS_SECONDS: Final = (1, 2, 5, 10, 20, 30, 60)
 """Few, so that the period of a thousand jobs is not written anew for each that comes or goes."""
 UNPACED_PER_SECOND: Final = 2.0
 """Most reports of one trainer that nobody slows down: its epochs may be that short."""
-SLACK: Final = 1.5
+HYSTERESIS: Final = 1.5
 """Room that must be left before the pace is raised again."""
 
 
@@ -34,18 +35,18 @@ def report_period(running: int, writes_per_second: float, before: int | None) ->
     needed = _step(running / writes_per_second)
     if before is None or (needed or 0) >= before:
         return needed
-    relaxed = _step(SLACK * running / writes_per_second)
+    relaxed = _step(HYSTERESIS * running / writes_per_second)
     return relaxed if (relaxed or 0) < before else before
 
 
 def _step(seconds: float) -> int | None:
     if seconds * UNPACED_PER_SECOND <= 1.0:
         return None
-    return next((step for step in STEPS if step >= seconds), STEPS[-1])
+    return next((step for step in INTERVALS_SECONDS if step >= seconds), INTERVALS_SECONDS[-1])
 
 
 @dataclass(frozen=True)
-class Pacer:
+class ReportIntervalController:
     """Keeps `store.report_period_seconds` in step with the number of trainers."""
 
     store: Store
@@ -55,7 +56,7 @@ class Pacer:
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(UPDATE_SECONDS)
             self.look()
 
     def look(self) -> None:
@@ -67,7 +68,7 @@ class Pacer:
             return
         self.store.report_period_seconds = period
         for key in counted:
-            self.queue.add(key, Lane.TELL)
+            self.queue.add(key, Priority.STATUS_ONLY)
 
 
 def _reports_soon(job: Raw) -> bool:

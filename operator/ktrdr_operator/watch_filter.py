@@ -21,9 +21,9 @@ from yarl import URL
 from ktrdr_api import names
 from ktrdr_client.cluster import NO_ANSWER, PODS
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.observe import view_pod
 from ktrdr_operator.snapshot import PodView
-from ktrdr_operator.store import Raw, Store, training_job_uid
+from ktrdr_operator.store import Store
+from ktrdr_operator.views import Raw, training_job_uid, view_pod
 
 _UNSTABLE_METADATA: Final = frozenset({"resourceVersion", "managedFields"})
 _TELLING_PROGRESS: Final = ("stage", "attempt", "checkpoint")
@@ -82,16 +82,18 @@ class WatchFilter:
             raise
         self.metrics.request(request.method, str(response.status))
         if response.status == 200:
-            await self._look(request.url, response)
+            await self._inspect_response(request.url, response)
         return response
 
-    async def _look(self, url: URL, response: aiohttp.ClientResponse) -> None:
+    async def _inspect_response(self, url: URL, response: aiohttp.ClientResponse) -> None:
         plural = url.path.rpartition("/")[2]
         if plural not in (names.PLURAL, PODS.plural):
             return  # discovery
         self.beat(url.path)
         if url.query.get("watch") == "true":
-            lines = _Lines(response.content, lambda: self.beat(url.path), self.keeps)
+            lines = _FilteredStream(
+                response.content, lambda: self.beat(url.path), self.should_forward
+            )
             response.content = cast(aiohttp.StreamReader, lines)
         else:
             self.relisted.set()
@@ -100,9 +102,9 @@ class WatchFilter:
     def seed(self, body: bytes) -> None:
         """Learn what kopf learns from a page of a list."""
         for item in orjson.loads(body).get("items") or ():
-            self._learn(item)
+            self._remember_if_changed(item)
 
-    def keeps(self, line: bytes) -> bool:
+    def should_forward(self, line: bytes) -> bool:
         """Whether a line of a watch goes on to kopf."""
         event = orjson.loads(line)
         kind, obj = event["type"], event["object"]
@@ -113,14 +115,16 @@ class WatchFilter:
             self.received[uid] = self.clock()
             self._passed.pop(uid, None)
             return True
-        is_new = self._learn(obj)
+        is_new = self._remember_if_changed(obj)
         is_job = obj["kind"] == names.KIND
-        is_moot = self.store.is_echo(obj) if is_job else self._has_outlived_its_job(obj)
-        if kind == "ADDED" or (is_new and not is_moot):
+        is_irrelevant = (
+            self.store.take_own_write(obj) if is_job else self._has_outlived_its_job(obj)
+        )
+        if kind == "ADDED" or (is_new and not is_irrelevant):
             self.metrics.watch_line("passed")
             return True
         if is_job:
-            self.store.note_report(obj)  # not before: what passes is known when it is handled
+            self.store.put_progress(obj)  # not before: what passes is known when it is handled
         self.metrics.watch_line("dropped")
         return False
 
@@ -128,7 +132,7 @@ class WatchFilter:
         """Whether its deletion is under way anyway."""
         return training_job_uid(pod["metadata"]) in self.store.dead
 
-    def _learn(self, obj: Raw) -> bool:
+    def _remember_if_changed(self, obj: Raw) -> bool:
         """Remember what passed last; whether this is something new."""
         uid = obj["metadata"]["uid"]
         self.received[uid] = self.clock()
@@ -151,18 +155,18 @@ class WatchFilter:
         return max((now - self.received.get(uid, now) for uid in running), default=0.0)
 
 
-class _Lines:
+class _FilteredStream:
     """A response's content with some of its lines left out; all else is the content's own."""
 
     def __init__(
         self,
         content: aiohttp.StreamReader,
-        heard: Callable[[], None],
-        keeps: Callable[[bytes], bool],
+        on_data: Callable[[], None],
+        should_forward: Callable[[bytes], bool],
     ) -> None:
         self._content = content
-        self._heard = heard
-        self._keeps = keeps
+        self._heard = on_data
+        self._keeps = should_forward
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._content, name)

@@ -12,8 +12,8 @@ from kubernetes.aio.client.configuration import Configuration
 from engine_builders import UID, pod_raw, running_pod, waiting_pod
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, Cluster, Raw
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.session import WatchFilter, essence
 from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.watch_filter import WatchFilter, essence
 
 KEY = JobKey("ns", "j")
 CHECKPOINT = {"epoch": 1, "step": 9, "path": "p", "time": "t", "digest": "sha256:0"}
@@ -66,8 +66,8 @@ def watch_filter(clock: Clock, beats: list[str]) -> WatchFilter:
 def test_filter_drops_mere_progress_and_keeps_its_value(watch_filter: WatchFilter) -> None:
     watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
     lines = [line("MODIFIED", job(n)) for n in range(2, 6)]
-    assert [watch_filter.keeps(text) for text in lines] == [False] * 4
-    version, progress = watch_filter.store.reports["u"]
+    assert [watch_filter.should_forward(text) for text in lines] == [False] * 4
+    version, progress = watch_filter.store.latest_progress["u"]
     assert (version, (progress or {})["step"]) == ("5", 5)
     text = watch_filter.metrics.exposition().decode()
     assert 'ktrdr_watch_lines_total{outcome="dropped"} 4.0' in text
@@ -89,27 +89,27 @@ def test_filter_drops_mere_progress_and_keeps_its_value(watch_filter: WatchFilte
 )
 def test_filter_passes_every_other_change_once(watch_filter: WatchFilter, change: Raw) -> None:
     watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
-    assert watch_filter.keeps(line("MODIFIED", change))
+    assert watch_filter.should_forward(line("MODIFIED", change))
     again = copy.deepcopy(change)
     again["metadata"]["resourceVersion"] = "3"
-    assert not watch_filter.keeps(line("MODIFIED", again))
-    assert watch_filter.keeps(line("MODIFIED", job(4))), "and back again"
+    assert not watch_filter.should_forward(line("MODIFIED", again))
+    assert watch_filter.should_forward(line("MODIFIED", job(4))), "and back again"
 
 
 def test_filter_drops_the_echo_of_our_own_write_once(watch_filter: WatchFilter) -> None:
     watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
     ours, theirs = job(2, stage="Saving"), job(3, stage="Saving", attempt=2)
-    watch_filter.store.put_own(ours)
-    assert not watch_filter.keeps(line("MODIFIED", ours))
-    assert watch_filter.keeps(line("MODIFIED", theirs))
-    assert watch_filter.keeps(line("MODIFIED", ours)), "versions are never used twice"
+    watch_filter.store.put_own_write(ours)
+    assert not watch_filter.should_forward(line("MODIFIED", ours))
+    assert watch_filter.should_forward(line("MODIFIED", theirs))
+    assert watch_filter.should_forward(line("MODIFIED", ours)), "versions are never used twice"
 
 
 def test_filter_passes_what_came_between_two_writes_of_ours(watch_filter: WatchFilter) -> None:
     watch_filter.seed(json.dumps({"items": [job(1)]}).encode())
-    watch_filter.store.put_own(job(4, spec={"cancel": True}))
-    assert watch_filter.keeps(line("MODIFIED", job(3, spec={"cancel": True})))
-    assert not watch_filter.keeps(line("MODIFIED", job(4, spec={"cancel": True})))
+    watch_filter.store.put_own_write(job(4, spec={"cancel": True}))
+    assert watch_filter.should_forward(line("MODIFIED", job(3, spec={"cancel": True})))
+    assert not watch_filter.should_forward(line("MODIFIED", job(4, spec={"cancel": True})))
 
 
 def test_filter_passes_of_a_pod_only_what_decisions_see(watch_filter: WatchFilter) -> None:
@@ -123,9 +123,11 @@ def test_filter_passes_of_a_pod_only_what_decisions_see(watch_filter: WatchFilte
         ("MODIFIED", running_pod(deleting=True), True),
         ("DELETED", running_pod(deleting=True), True),
     )
-    passed = [watch_filter.keeps(line(kind, {"kind": "Pod", **pod})) for kind, pod, _ in story]
+    passed = [
+        watch_filter.should_forward(line(kind, {"kind": "Pod", **pod})) for kind, pod, _ in story
+    ]
     assert passed == [passes for *_, passes in story]
-    assert watch_filter.store.reports == {}
+    assert watch_filter.store.latest_progress == {}
 
 
 def test_filter_passes_of_a_pod_without_a_job_only_its_coming_and_going(
@@ -133,14 +135,16 @@ def test_filter_passes_of_a_pod_without_a_job_only_its_coming_and_going(
 ) -> None:
     watch_filter.store.drop_job(KEY, UID)
     story = (("ADDED", pod_raw()), ("MODIFIED", running_pod()), ("DELETED", running_pod()))
-    passed = [watch_filter.keeps(line(kind, {"kind": "Pod", **pod})) for kind, pod in story]
+    passed = [
+        watch_filter.should_forward(line(kind, {"kind": "Pod", **pod})) for kind, pod in story
+    ]
     assert passed == [True, False, True]
 
 
 def test_filter_passes_what_it_cannot_read(watch_filter: WatchFilter) -> None:
     broken = {"kind": "Pod", "metadata": {"uid": "p", "resourceVersion": "1"}}
-    assert watch_filter.keeps(line("MODIFIED", broken))
-    assert watch_filter.keeps(line("MODIFIED", broken))
+    assert watch_filter.should_forward(line("MODIFIED", broken))
+    assert watch_filter.should_forward(line("MODIFIED", broken))
 
 
 def test_filter_passes_added_deleted_bookmark_and_error(watch_filter: WatchFilter) -> None:
@@ -153,21 +157,21 @@ def test_filter_passes_added_deleted_bookmark_and_error(watch_filter: WatchFilte
         line("BOOKMARK", bookmark),
         line("ERROR", status),
     ):
-        assert watch_filter.keeps(text)
+        assert watch_filter.should_forward(text)
 
 
 def test_filter_after_deleted_knows_the_uid_no_more(watch_filter: WatchFilter) -> None:
-    assert watch_filter.keeps(line("ADDED", job(1)))
-    assert watch_filter.keeps(line("DELETED", job(2)))
-    assert watch_filter.keeps(line("MODIFIED", job(3)))
+    assert watch_filter.should_forward(line("ADDED", job(1)))
+    assert watch_filter.should_forward(line("DELETED", job(2)))
+    assert watch_filter.should_forward(line("MODIFIED", job(3)))
 
 
 def test_filter_unknown_uid_passes_first(watch_filter: WatchFilter) -> None:
     watch_filter.seed(b'{"items": null}')
-    assert watch_filter.keeps(line("MODIFIED", job(1, uid="new")))
-    assert not watch_filter.keeps(line("MODIFIED", job(2, uid="new")))
+    assert watch_filter.should_forward(line("MODIFIED", job(1, uid="new")))
+    assert not watch_filter.should_forward(line("MODIFIED", job(2, uid="new")))
     watch_filter.forget_all_but(set())
-    assert watch_filter.keeps(line("MODIFIED", job(3, uid="new")))
+    assert watch_filter.should_forward(line("MODIFIED", job(3, uid="new")))
 
 
 def test_essence_ignores_order_of_keys() -> None:
@@ -177,10 +181,10 @@ def test_essence_ignores_order_of_keys() -> None:
 
 def test_filter_progress_age_is_by_our_clock(watch_filter: WatchFilter, clock: Clock) -> None:
     watch_filter.store.put_job(job(1))
-    watch_filter.keeps(line("ADDED", job(1)))
+    watch_filter.should_forward(line("ADDED", job(1)))
     clock.now = 7.0
     assert watch_filter.progress_age_seconds() == 7.0
-    watch_filter.keeps(line("MODIFIED", job(2)))
+    watch_filter.should_forward(line("MODIFIED", job(2)))
     assert watch_filter.progress_age_seconds() == 0.0
 
 
