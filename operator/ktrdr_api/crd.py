@@ -1,9 +1,9 @@
-"""Generator of the CustomResourceDefinition from the models.
+"""The CustomResourceDefinition, made from the models: run by `make generate` and `make verify`.
 
-Run by `make generate` and `make verify`. pydantic produces JSON Schema; the API server accepts a
-subset of it (structural schemas: no `$ref`, no `anyOf` with null, no `propertyNames`). This module
-translates the schema, adds the CEL rules (`crd_rules.py`) and writes two files: `crds/` for
-`kubectl apply`, and the chart's template.
+pydantic writes JSON Schema; the API server accepts a smaller language (structural schemas: no
+`$ref`, no `anyOf` with null, no `propertyNames`). This module translates, adds the rules that types
+cannot say (`crd_rules.py`) and writes two files: `crds/` for `kubectl apply`, and the chart's
+template.
 """
 
 import argparse
@@ -250,9 +250,9 @@ def render_template(crd: Json) -> str:
 
 
 def main() -> None:
-    """Write the generated files, or with `--check` fail if they differ from the models."""
+    """Write the generated files, or with `--check` fail when they differ from the models."""
     parser = argparse.ArgumentParser(prog="python -m ktrdr_api.crd", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
     parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
     arguments = parser.parse_args()
     crd = build()
