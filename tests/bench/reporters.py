@@ -87,6 +87,10 @@ class Reporters:
         """Periods that the trainers keep now, each once, in order."""
         return sorted({trainer.period_seconds() for trainer in self.trainers.values()})
 
+    def permitted_per_second(self) -> float:
+        """Reports that the periods allow to all trainers together."""
+        return sum(1 / trainer.period_seconds() for trainer in self.trainers.values())
+
     def _learn(self, raw: Raw) -> None:
         trainer = self.trainers.get(raw["metadata"]["uid"])
         if trainer is not None:

@@ -92,6 +92,8 @@ class ReportRates:
     trainers: int
     seconds: float
     per_second: float
+    permitted_per_second: float
+    """What the periods allow that the trainers were told."""
     refused: int
     object_bytes_per_second: float
     etcd_bytes_per_second: float
@@ -102,9 +104,15 @@ class ReportRates:
     periods: list[float]
 
     @property
+    def judged_per_second(self) -> float:
+        """What an API server that keeps up gets: a slow machine must not pass for a small rate."""
+        return max(self.per_second, self.permitted_per_second)
+
+    @property
     def history_megabytes(self) -> float:
-        """Growth of etcd in ten minutes at this rate."""
-        return self.etcd_bytes_per_second * HISTORY_SECONDS / 1e6
+        """Growth of etcd in ten minutes at that rate."""
+        share = self.judged_per_second / self.per_second
+        return self.etcd_bytes_per_second * share * HISTORY_SECONDS / 1e6
 
 
 @dataclass
@@ -131,7 +139,8 @@ class Scale:
         except TimeoutError:
             self.remarks.append(f"{phase}: not finished in the time it was given")
         except (OperatorExitedError, ApiError, aiohttp.ClientError, OSError) as error:
-            self.remarks.append(f"{phase}: {error}")
+            if not any(str(error) in remark for remark in self.remarks):
+                self.remarks.append(f"{phase}: {error}")
 
     @asynccontextmanager
     async def operator(self, **settings: str) -> AsyncIterator[OperatorProcess]:
@@ -263,6 +272,7 @@ class Scale:
             trainers=len(reporters.trainers),
             seconds=seconds,
             per_second=(reporters.reports.accepted - sent) / seconds,
+            permitted_per_second=reporters.permitted_per_second(),
             refused=reporters.reports.refused,
             object_bytes_per_second=(reporters.reports.size_bytes - size) / seconds,
             etcd_bytes_per_second=(after[0] - before[0]) / seconds,

@@ -3,6 +3,7 @@
 import json
 
 from bench.reporters import trainer_of
+from bench.scale_phases import ReportRates
 from bench.seeding import FINISHED, LAST_APPLIED, Template, job_body, progress, run_result
 from ktrdr_api.run_contract import RunResult
 from ktrdr_api.training_job import STRATEGY_MAX_BYTES, ProgressSettings, TrainingJobSpec
@@ -51,3 +52,22 @@ def test_trainer_waits_for_the_longer_of_both_periods() -> None:
     assert trainer_of(told).period_seconds() == own + 20
     asked = {**raw, "spec": {"progress": {"periodSeconds": own + 1}}}
     assert trainer_of(asked).period_seconds() == own + 1
+
+
+def test_slow_api_server_does_not_pass_for_a_small_rate() -> None:
+    rates = ReportRates(
+        trainers=100,
+        seconds=40.0,
+        per_second=10.0,
+        permitted_per_second=50.0,
+        refused=0,
+        object_bytes_per_second=1e5,
+        etcd_bytes_per_second=1e5,
+        etcd_log_bytes_per_second=1e5,
+        api_server_cores=1.0,
+        etcd_cores=0.1,
+        operator_cores=0.1,
+        periods=[2.0],
+    )
+
+    assert (rates.judged_per_second, rates.history_megabytes) == (50.0, 300.0)
