@@ -10,6 +10,7 @@ from typing import Any
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType
 from ktrdr_api.run_contract import Outcome, RunResult
+from ktrdr_operator.manifests import PodDefaults
 from ktrdr_operator.policies.interface import format_timestamp
 from ktrdr_operator.snapshot import Limits, Snapshot, StrategyText
 from ktrdr_operator.views import view_job, view_pod
@@ -22,9 +23,8 @@ UID = "uid-fx"
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 STRATEGY = "name: fx_momentum\n"
 DIGEST = "sha256:" + "0" * 64
+DEFAULTS = PodDefaults(image="ktrdr.io/trainer:test", image_pull_policy="IfNotPresent")
 LIMITS = Limits(
-    trainer_image="ktrdr.io/trainer:test",
-    image_pull_policy="IfNotPresent",
     image_pull_grace_seconds=300.0,
     retry_base_seconds=10.0,
     retry_cap_seconds=360.0,
@@ -69,6 +69,7 @@ def recorded(attempt: int = 1, *true: ConditionType, **fields: Any) -> Raw:
         "phase": "Starting",
         "reason": "Starting",
         "attempt": attempt,
+        "attemptState": "Running" if ConditionType.RUNNING in true else "Pending",
         "podName": names.pod_name(JOB, attempt),
         "conditions": [
             {
@@ -107,13 +108,18 @@ def pod_raw(
     owner: str | None = UID,
     state: Raw | None = None,
     phase: str = "Pending",
-    deleting: bool = False,
+    deleting: float | None = None,
     conditions: tuple[Raw, ...] = (),
     node: str | None = "node-1",
     uid: str | None = None,
+    age: float = 90,
     **status: Any,
 ) -> Raw:
-    """A trainer pod; `owner` is the UID of its TrainingJob, None a pod of somebody else."""
+    """A trainer pod.
+
+    `owner` is the UID of its TrainingJob, None a pod of another owner; `deleting` the seconds that
+    are left of its grace period.
+    """
     references = [
         {
             "apiVersion": names.API_VERSION,
@@ -130,13 +136,14 @@ def pod_raw(
             "name": names.pod_name(job, attempt),
             "uid": uid or f"pod-{attempt}",
             "resourceVersion": "1",
+            "creationTimestamp": ago(age),
             "labels": {
                 names.LABEL_JOB: job,
                 names.LABEL_ATTEMPT: str(attempt),
                 names.LABEL_RANK: "0",
             },
             "ownerReferences": references if owner else [],
-            **({"deletionTimestamp": ago(5)} if deleting else {}),
+            **({} if deleting is None else {"deletionTimestamp": ago(-deleting)}),
         },
         "spec": {"nodeName": node} if node else {},
         "status": {
@@ -148,15 +155,16 @@ def pod_raw(
     }
 
 
-def running_pod(attempt: int = 1, **fields: Any) -> Raw:
+def running_pod(attempt: int = 1, *, startedAt: str = "", **fields: Any) -> Raw:  # noqa: N803 - the API's word
     """A pod whose trainer has started."""
-    state = {"running": {"startedAt": ago(60)}}
+    state = {"running": {"startedAt": startedAt or ago(60)}}
     return pod_raw(attempt, state=state, phase="Running", **fields)
 
 
-def waiting_pod(reason: str, message: str, attempt: int = 1) -> Raw:
+def waiting_pod(reason: str, message: str, attempt: int = 1, **fields: Any) -> Raw:
     """A pod that the kubelet holds up."""
-    return pod_raw(attempt, state={"waiting": {"reason": reason, "message": message}})
+    state = {"waiting": {"reason": reason, "message": message}}
+    return pod_raw(attempt, state=state, **fields)
 
 
 def unscheduled_pod(message: str, reason: str = "Unschedulable") -> Raw:
@@ -172,6 +180,7 @@ def ended_pod(
     message: str = "",
     reason: str = "",
     finished: str | None = None,
+    startedAt: str = "",  # noqa: N803 - the API's word
     **fields: Any,
 ) -> Raw:
     """A pod whose trainer has ended; `message` is its termination message."""
@@ -179,7 +188,7 @@ def ended_pod(
         "exitCode": exit_code,
         "reason": reason or ("Completed" if exit_code == 0 else "Error"),
         "message": message,
-        "startedAt": ago(120),
+        "startedAt": startedAt or ago(120),
         "finishedAt": finished or ago(30),
     }
     phase = "Succeeded" if exit_code == 0 else "Failed"

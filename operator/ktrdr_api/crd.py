@@ -1,9 +1,9 @@
-"""The CustomResourceDefinition, made from the models: run by `make generate` and `make verify`.
+"""Generator of the CustomResourceDefinition from the models.
 
 pydantic writes JSON Schema; the API server accepts a smaller language (structural schemas: no
 `$ref`, no `anyOf` with null, no `propertyNames`). This module translates, adds the rules that types
 cannot say (`crd_rules.py`) and writes two files: `crds/` for `kubectl apply`, and the chart's
-template.
+template. It also copies `strategies/` into the chart, because Helm reads no file outside a chart.
 """
 
 import argparse
@@ -45,6 +45,9 @@ COLUMNS: Final = (
 
 CRD_FILE: Final = Path("crds") / f"{names.RESOURCE}.yaml"
 CHART_FILE: Final = Path("charts/ktrdr/templates/crd.yaml")
+STRATEGIES: Final = Path("strategies")
+CHART_STRATEGIES: Final = Path("charts/ktrdr/files/strategies")
+"""Copies of the strategies. A symbolic link would make Helm print a line at every install."""
 
 
 def build() -> Json:
@@ -249,20 +252,35 @@ def render_template(crd: Json) -> str:
     return f"{{{{- if .Values.crds.enabled }}}}\n{text}{{{{- end }}}}\n"
 
 
+def generated_files(root: Path) -> dict[Path, str | None]:
+    """What belongs in each generated file, by its path below the root; None: no such file."""
+    crd = build()
+    wanted: dict[Path, str | None] = {
+        CHART_STRATEGIES / copy.name: None for copy in (root / CHART_STRATEGIES).glob("*")
+    }
+    for source in sorted((root / STRATEGIES).glob("*.yaml")):
+        wanted[CHART_STRATEGIES / source.name] = source.read_text(encoding="utf-8")
+    return {**wanted, CRD_FILE: render(crd), CHART_FILE: render_template(crd)}
+
+
 def main() -> None:
-    """Write the generated files, or with `--check` fail when they differ from the models."""
+    """Write the generated files, or with `--check` fail when they differ from their sources."""
     parser = argparse.ArgumentParser(prog="python -m ktrdr_api.crd", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
     arguments = parser.parse_args()
-    crd = build()
-    for path, text in ((CRD_FILE, render(crd)), (CHART_FILE, render_template(crd))):
+    for path, text in generated_files(arguments.root).items():
         target = arguments.root / path
-        if not arguments.check:
+        found = target.read_text(encoding="utf-8") if target.is_file() else None
+        if found == text:
+            continue
+        if arguments.check:
+            parser.exit(1, f"{path} does not match its source: run `make generate`\n")
+        if text is None:
+            target.unlink()
+        else:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
-        elif not target.is_file() or target.read_text(encoding="utf-8") != text:
-            parser.exit(1, f"{path} does not match the models: run `make generate`\n")
 
 
 if __name__ == "__main__":

@@ -32,19 +32,23 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 
-QUEUE_NAME_LABEL: Final = "kueue.x-k8s.io/queue-name"
-PRIORITY_CLASS_LABEL: Final = "kueue.x-k8s.io/priority-class"
-PARENT_LABELS_COPIED: Final = (QUEUE_NAME_LABEL, PRIORITY_CLASS_LABEL)
-"""The only labels of a TrainingJob that its pods inherit (Kueue's plain-pod integration)."""
-
 TRAINER_CONTAINER: Final = "trainer"
 TRAINER_UID: Final = 10001
 TRAINER_COMMAND: Final = ("python", "-m", "ktrdr_trainer")
 
+TRAINER_ACCOUNT: Final = "ktrdr-trainer"
+"""ServiceAccount of all trainers of a namespace, its RoleBinding, and the role it is bound to."""
+
+REQUEST_ANNOTATION: Final = f"{GROUP}/run-request"
+"""Annotation of a pod that holds the RunRequest."""
+STRATEGY_ANNOTATION: Final = f"{GROUP}/strategy"
+"""Annotation of a pod that holds a small inline strategy."""
+STRATEGY_ANNOTATION_MAX_BYTES: Final = 8192
+"""A larger strategy goes into a ConfigMap: annotations are part of every write of the pod."""
 REQUEST_FILE: Final = "request.json"
-"""Key of the run ConfigMap that holds the RunRequest."""
+"""File below `RUN_MOUNT` that holds the RunRequest."""
 STRATEGY_FILE: Final = "strategy.yaml"
-"""Key of the run ConfigMap that holds the strategy as resolved when the run started."""
+"""File below `RUN_MOUNT`, and key of the job's ConfigMap, that holds the strategy as resolved."""
 RUN_MOUNT: Final = "/run/ktrdr"
 DATA_MOUNT: Final = "/data"
 OUTPUT_MOUNT: Final = "/output"
@@ -65,11 +69,9 @@ def pod_name(job: str, attempt: int, rank: int = 0) -> str:
     return f"{job}-{attempt}-{rank}"
 
 
-def run_name(job: str, attempt: int) -> str:
-    """Name of the immutable ConfigMap that tells one attempt what to do."""
-    return f"{job}-run-{attempt}"
+def strategy_name(job: str, uid: str) -> str:
+    """Name of the immutable ConfigMap with a job's strategy, where it does not fit into the pod.
 
-
-def account_name(job: str) -> str:
-    """Name of the ServiceAccount, Role and RoleBinding of a job's trainer."""
-    return f"{job}-trainer"
+    With a part of the UID: a deleted job of the same name may have left one behind.
+    """
+    return f"{job}-{uid[:8]}-strategy"

@@ -23,14 +23,17 @@ from ktrdr_api.api_fields import (
     Time,
     Unique,
 )
-from ktrdr_api.run_contract import CheckpointPolicy, Stage
+from ktrdr_api.run_contract import (
+    WARNING_MAX_LENGTH,
+    WARNINGS_MAX,
+    CheckpointPolicy,
+    Stage,
+)
 from ktrdr_api.strategy_sections import Symbol, Timeframe
 from ktrdr_api.trainer_pod import Trainer
 
 STRATEGY_MAX_BYTES: Final = strategy_sections.MAX_BYTES
 REPORT_PERIOD_MAX_SECONDS: Final = 3600
-WARNINGS_MAX: Final = 8
-WARNING_MAX_LENGTH: Final = 256
 
 
 class ConfigMapKeyRef(ApiModel):

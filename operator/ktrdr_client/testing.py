@@ -9,10 +9,10 @@ fields (below `status` for that subresource: whole fields of the status), never 
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from ktrdr_client.cluster import (
     CONFIG_MAPS,
@@ -27,7 +27,7 @@ from ktrdr_client.cluster import (
     Resource,
 )
 
-Method = Literal["get", "list", "create", "apply", "delete"]
+Method = Literal["get", "list", "create", "apply", "patch", "delete"]
 
 _SERVER_METADATA: Final = ("uid", "resourceVersion", "generation", "creationTimestamp")
 
@@ -69,6 +69,33 @@ def _matches(obj: Raw, label_selector: str) -> bool:
     return all(key in labels and (not sep or labels[key] == value) for key, sep, value in terms)
 
 
+def _has_fields(obj: Raw, field_selector: str) -> bool:
+    """Whether an object's fields fulfil `path=value` terms."""
+    terms = (term.partition("=") for term in field_selector.split(",") if term)
+    return all(_field(obj, path) == value.removeprefix("=") for path, _, value in terms)
+
+
+def _field(obj: Raw, path: str) -> str:
+    value: Any = obj
+    for name in path.split("."):
+        value = value.get(name, {}) if isinstance(value, dict) else {}
+    return str(value) if value != {} else ""
+
+
+def _merge_patch(target: Raw, patch: Raw) -> Raw:
+    """RFC 7396: null removes, objects merge, everything else replaces."""
+    merged = dict(target)
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            before = merged.get(name)
+            merged[name] = _merge_patch(before if isinstance(before, dict) else {}, value)
+        else:
+            merged[name] = value
+    return merged
+
+
 @dataclass
 class FakeCluster:
     """A Kubernetes API server in memory; see the module for what it does and does not."""
@@ -77,6 +104,8 @@ class FakeCluster:
     """The server's clock, RFC 3339."""
     requests: list[Request] = field(default_factory=list)
     """Every call, in order, those that failed included."""
+    page_size: int = 2
+    """Objects in a page of `pages`; so few that tests meet a second one."""
     _objects: dict[_Key, Raw] = field(default_factory=dict)
     _owned: dict[tuple[_Key, str], frozenset[str]] = field(default_factory=dict)
     """Top-level fields that the last apply gave, by object and subresource."""
@@ -126,17 +155,40 @@ class FakeCluster:
         return self._leave(lost, self.read(resource, namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None, *, label_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int | None = None,
     ) -> tuple[Objects, str]:
         """See `Cluster.list`."""
         lost = self._enter(Request("list", resource.kind, ""))
-        found = [
+        found = self._select(resource, namespace, label_selector, field_selector)
+        return self._leave(lost, (found[:limit], str(next(self._versions))))
+
+    async def pages(
+        self, resource: Resource, namespace: str | None, *, label_selector: str = ""
+    ) -> AsyncIterator[Objects]:
+        """See `Cluster.pages`: all pages show the moment of the first request."""
+        lost = self._enter(Request("list", resource.kind, ""))
+        found = self._leave(lost, self._select(resource, namespace, label_selector, ""))
+        yield found[: self.page_size]
+        for start in range(self.page_size, len(found), self.page_size):
+            lost = self._enter(Request("list", resource.kind, ""))
+            yield self._leave(lost, found[start : start + self.page_size])
+
+    def _select(
+        self, resource: Resource, namespace: str | None, label_selector: str, field_selector: str
+    ) -> Objects:
+        return [
             obj
             for obj in self.read_all(resource)
             if namespace in (None, obj["metadata"].get("namespace"))
             and _matches(obj, label_selector)
+            and _has_fields(obj, field_selector)
         ]
-        return self._leave(lost, (found, str(next(self._versions))))
 
     async def create(self, resource: Resource, obj: Raw) -> Raw:
         """See `Cluster.create`."""
@@ -161,6 +213,26 @@ class FakeCluster:
         self._check_immutable(resource, current, wanted)
         return self._leave(lost, self._store(key, wanted))
 
+    async def patch(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
+        """See `Cluster.patch`; without a subresource it leaves the status alone."""
+        metadata = obj["metadata"]
+        lost = self._enter(Request("patch", resource.kind, metadata["name"], subresource))
+        key = self._key(resource, metadata.get("namespace"), metadata["name"])
+        current = self._objects.get(key)
+        if current is None:
+            raise self._not_found(resource, metadata["name"])
+        self._check_preconditions(resource, metadata, current)
+        given = copy.deepcopy(obj)
+        if subresource:
+            given = {subresource: given.get(subresource, {})}
+        else:
+            given.pop("status", None)
+            for name in _SERVER_METADATA:
+                given["metadata"].pop(name, None)
+        wanted = _merge_patch(copy.deepcopy(current), given)
+        self._check_immutable(resource, current, wanted)
+        return self._leave(lost, self._store(key, wanted))
+
     async def delete(
         self,
         resource: Resource,
@@ -168,6 +240,7 @@ class FakeCluster:
         name: str,
         *,
         uid: str,
+        resource_version: str | None = None,
         grace_period_seconds: int | None = None,
     ) -> bool:
         """See `Cluster.delete`; a pod that a node still runs stays, with a deletionTimestamp."""
@@ -175,6 +248,8 @@ class FakeCluster:
         key = self._key(resource, namespace, name)
         current = self._objects.get(key)
         if current is None or current["metadata"]["uid"] != uid:
+            return self._leave(lost, False)
+        if resource_version not in (None, current["metadata"]["resourceVersion"]):
             return self._leave(lost, False)
         over = current.get("status", {}).get("phase") in ("Succeeded", "Failed")
         on_a_node = resource == PODS and "nodeName" in current.get("spec", {}) and not over

@@ -1,15 +1,18 @@
-"""Apply: make a Plan true. Status first, then children: an attempt is on record before it runs.
+"""Apply: carry out a Plan. Status first, then deletions, then the children of a new attempt.
 
 Called by `reconcile`. Every step is safe to repeat after a crash between any two of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ktrdr_client.cluster import TRAINING_JOBS, ClusterApi
+from ktrdr_client.cluster import TRAINING_JOBS, ApiError, ClusterApi, Conflict, NotFound
 from ktrdr_operator import manifests
-from ktrdr_operator.executors import cluster_pods
-from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, Plan
-from ktrdr_operator.store import Store
+from ktrdr_operator.executors.cluster_pods import ClusterPods
+from ktrdr_operator.notes import Notes
+from ktrdr_operator.snapshot import AttemptStart, JobView, Plan
+from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.views import Raw
 
 
 @dataclass(frozen=True)
@@ -18,28 +21,56 @@ class Applier:
 
     cluster: ClusterApi
     store: Store
-    limits: Limits
+    notes: Notes
+    pods: ClusterPods
+    clock: Callable[[], float]
+    """Monotonic seconds."""
 
     async def apply(self, namespace: str, job: JobView | None, plan: Plan) -> None:
-        """Make one plan true, but for its start.
+        """Carry out one plan, except for its start and its expiry.
+
+        Pods are deleted even if the status cannot be written, unless it was decided on an old
+        state: a status that the server refuses must not keep pods alive.
 
         Raises:
-            ApiError: the API server refused or did not answer; observing again is safe.
+            ApiError: The API server refused or did not answer; observing again is safe.
         """
-        if job is not None:
-            await self.write_status(job, plan)
+        try:
+            if job is not None:
+                await self.write_status(job, plan)
+        except (Conflict, NotFound):
+            raise
+        except ApiError:
+            await self._delete_pods(namespace, plan)
+            raise
+        await self._delete_pods(namespace, plan)
+
+    async def _delete_pods(self, namespace: str, plan: Plan) -> None:
         if plan.deletions:
-            await cluster_pods.stop(self.cluster, namespace, plan.deletions)
+            await self.pods.stop(namespace, plan.deletions)
 
     async def start(self, job: JobView, start: AttemptStart) -> None:
-        """Create the children of an attempt that is on record.
+        """Create the children of an attempt.
 
         Raises:
-            NameConflictError: a child's name belongs to somebody else.
-            ApiError: the API server refused or did not answer; observing again is safe.
+            NameConflictError: A child's name is taken.
+            ApiError: The API server refused or did not answer; observing again is safe.
         """
-        pod = await cluster_pods.start_attempt(self.cluster, job, start, self.limits)
-        self.store.put_pod_if_unknown(pod)
+        note = self.notes.of(job.uid, self.clock())
+        pod = await self.pods.start_attempt(job, start, note)
+        self.store.put_created_pod(JobKey(job.namespace, job.name), pod)
+
+    async def expire(self, job: JobView) -> None:
+        """Delete a TrainingJob whose time to live is over, unless it has changed meanwhile.
+
+        Raises:
+            Conflict: It has changed; observing again is safe.
+            ApiError: The API server refused or did not answer.
+        """
+        version = self.store.jobs[JobKey(job.namespace, job.name)].version
+        await self.cluster.delete(
+            TRAINING_JOBS, job.namespace, job.name, uid=job.uid, resource_version=str(version)
+        )
 
     async def write_status(self, job: JobView, plan: Plan) -> bool:
         """Write the operator's share of status, if it differs; returns whether it did."""
@@ -47,5 +78,24 @@ class Applier:
             return False
         patch = manifests.status_patch(job, plan.status)
         written = await self.cluster.apply(TRAINING_JOBS, patch, subresource="status")
+        written = await self._remove_co_owned(patch, written)
         self.store.put_own_write(written)
+        self.notes.of(job.uid, self.clock()).status_written = self.clock()
         return True
+
+    async def _remove_co_owned(self, patch: Raw, written: Raw) -> Raw:
+        """Remove fields that this apply has left out and another field manager owns as well.
+
+        Server-side apply only removes what nobody else owns. Without this the operator would find
+        a difference, and write, at every reconcile.
+        """
+        stayed = set(written.get("status", {})) - set(patch["status"]) - {"progress"}
+        if not stayed:
+            return written
+        metadata = {
+            "name": patch["metadata"]["name"],
+            "namespace": patch["metadata"]["namespace"],
+            "resourceVersion": written["metadata"]["resourceVersion"],
+        }
+        removal = {"metadata": metadata, "status": dict.fromkeys(sorted(stayed))}
+        return await self.cluster.patch(TRAINING_JOBS, removal, subresource="status")

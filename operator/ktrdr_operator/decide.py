@@ -1,20 +1,23 @@
 """Decide: Snapshot and time in, Plan out. Pure; the rules are in `policies/`.
 
-Called by `reconcile`, which hands the Plan to `apply`.
+The only place where a status is decided, refusals and unreadable objects included. Called by
+`reconcile`, which hands the Plan to `apply`.
 """
 
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from ktrdr_api import names
 from ktrdr_api.conditions import CONDITIONS_OF_PHASE, ConditionType, Phase, Reason
-from ktrdr_api.training_job import Condition, TrainingJobStatus
+from ktrdr_api.training_job import AttemptState, Condition, Display, Progress, TrainingJobStatus
 from ktrdr_operator.policies import POLICIES
 from ktrdr_operator.policies.interface import (
     PolicyInput,
     PolicyResult,
     deletion_of,
     format_timestamp,
+    parse_timestamp,
 )
 from ktrdr_operator.snapshot import (
     JobView,
@@ -27,14 +30,20 @@ from ktrdr_operator.snapshot import (
 )
 
 C = ConditionType
+LINGER_SECONDS: Final = 2.0
+"""After this time the status of an ended attempt is written, and a pod that another container keeps
+running may be deleted."""
 _WARNING_REASONS: Final = frozenset(
     {
         Reason.UNSCHEDULABLE,
         Reason.IMAGE_PULL_FAILED,
         Reason.VOLUME_NOT_READY,
+        Reason.POD_NOT_READY,
         Reason.STRATEGY_NOT_FOUND,
         Reason.FAILED_CREATE,
         Reason.NAME_CONFLICT,
+        Reason.NOT_REPORTING,
+        Reason.TERMINATING,
         Reason.RETRYING,
         Reason.DISRUPTED,
     }
@@ -42,43 +51,19 @@ _WARNING_REASONS: Final = frozenset(
 
 
 def decide(snapshot: Snapshot, now: datetime, limits: Limits) -> Plan:
-    """What to do about one TrainingJob now. The same arguments give the same plan."""
+    """Decide what to do about one TrainingJob now. The same arguments give the same plan."""
     job = snapshot.job
-    if job is None or job.deleting:
+    if job is None:
         return Plan(deletions=_orphaned_pods(snapshot, keep_own=False))
-    strays = _orphaned_pods(snapshot, keep_own=True) + _superseded_pods(snapshot, job)
+    if job.deleting:
+        # `--cascade=orphan`: the garbage collector takes the owner references off, pods stay.
+        return Plan() if job.orphaning else Plan(deletions=_orphaned_pods(snapshot, keep_own=False))
+    deletions = _orphaned_pods(snapshot, keep_own=True) + _unneeded_pods(snapshot, job)
     if is_true(job.status, C.FINISHED):
-        return Plan(
-            status=_restamp(job),
-            deletions=strays + tuple(d for p in _alive(snapshot, job) for d in deletion_of(p)),
-        )
-    draft = _first_draft(PolicyInput(snapshot=snapshot, job=job, now=now, limits=limits))
-    return finish(job, draft, now, strays)
-
-
-def finish(
-    job: JobView, draft: PolicyResult, now: datetime, strays: tuple[PodDeletion, ...] = ()
-) -> Plan:
-    """Turn what a policy found into a whole plan: conditions, counters and events."""
-    status = job.status.model_copy(
-        update={
-            "report_period_seconds": None,  # only a trainer that runs reports
-            **draft.changes,
-            "observed_generation": job.generation,
-            "phase": draft.phase.value,
-            "reason": draft.reason.value,
-            "message": draft.message,
-            "gpus": _gpus(job),
-            "conditions": _conditions(job, draft, now),
-        }
-    )
-    return Plan(
-        status=status,
-        start=draft.start,
-        deletions=strays + draft.deletions,
-        events=_events(job.status, draft),
-        requeue_seconds=draft.requeue_seconds,
-    )
+        return _finished(snapshot, job, now, deletions)
+    result = _first_result(PolicyInput(snapshot=snapshot, job=job, now=now, limits=limits))
+    plan = _plan(snapshot, job, result, now)
+    return replace(plan, deletions=deletions + plan.deletions)
 
 
 def is_true(status: TrainingJobStatus, kind: ConditionType) -> bool:
@@ -86,41 +71,108 @@ def is_true(status: TrainingJobStatus, kind: ConditionType) -> bool:
     return any(c.type == kind and c.status == "True" for c in status.conditions)
 
 
-def _first_draft(case: PolicyInput) -> PolicyResult:
+def _first_result(policy_input: PolicyInput) -> PolicyResult:
     for policy in POLICIES:
-        draft = policy(case)
-        if draft is not None:
-            return draft
-    raise AssertionError("the last policy always speaks")
+        result = policy(policy_input)
+        if result is not None:
+            return result
+    raise AssertionError("the last policy always decides")
+
+
+def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime) -> Plan:
+    """Turn the result of a policy into a whole plan: conditions, counters and Events."""
+    requeue = result.requeue_seconds
+    if result.is_silent:
+        return Plan(status=job.status, start=result.start, requeue_seconds=requeue)
+    status = job.status.model_copy(
+        update={
+            "report_period_seconds": None,  # only a trainer that runs reports
+            **result.changes,
+            "observed_generation": job.generation,
+            "phase": result.phase.value,
+            "reason": result.reason.value,
+            "message": result.message,
+            "gpus": _gpus(job),
+            "conditions": _conditions(job, result, now),
+        }
+    )
+    if is_true(status, C.FINISHED):
+        status = status.model_copy(update={"progress": _final_progress(status)})
+        requeue = 0.0  # for its time to live, and for a pod that lingers
+    elif any(pod.lingers for pod in snapshot.pods):
+        requeue = min(LINGER_SECONDS, requeue if requeue is not None else LINGER_SECONDS)
+    if snapshot.status_refused:
+        status = _minimal_status(status, snapshot.status_refused)
+    return Plan(
+        status=status,
+        start=result.start,
+        deletions=result.deletions,
+        events=_events(job.status, status, result),
+        requeue_seconds=requeue,
+    )
+
+
+def _finished(
+    snapshot: Snapshot, job: JobView, now: datetime, deletions: tuple[PodDeletion, ...]
+) -> Plan:
+    """Leave the end as it is, stop what still runs, and delete the job when its time is over."""
+    unfinished = tuple(d for pod in _unfinished(snapshot, job) for d in deletion_of(pod))
+    plan = Plan(status=_restamp(job), deletions=deletions + unfinished)
+    ttl = job.spec.ttl_seconds_after_finished
+    if ttl is None:
+        return plan
+    due = _finish_time(job) + timedelta(seconds=ttl)
+    if now < due:
+        return replace(plan, requeue_seconds=(due - now).total_seconds())
+    status = job.status
+    words = f"ttlSecondsAfterFinished ({ttl} s) is over, deleting; {status.phase}: {status.message}"
+    event = PlannedEvent("Normal", Reason.EXPIRED.value, words)
+    return replace(plan, expire=True, events=(event,))
+
+
+def _finish_time(job: JobView) -> datetime:
+    """Completion, or when the condition became True: the receipt of a cancel may name no time."""
+    if job.status.completion_time is not None:
+        return parse_timestamp(job.status.completion_time)
+    condition = next(c for c in job.status.conditions if c.type == C.FINISHED)
+    return parse_timestamp(condition.last_transition_time)
 
 
 def _orphaned_pods(snapshot: Snapshot, *, keep_own: bool) -> tuple[PodDeletion, ...]:
-    """Pods whose TrainingJob is gone, or going, or an earlier one of the same name."""
+    """Pods whose TrainingJob is deleted, is being deleted, or is an earlier one of this name."""
     own = snapshot.job.uid if snapshot.job is not None and keep_own else None
     return tuple(
         deletion
         for pod in snapshot.pods
-        if pod.owner_uid not in ("", own)  # empty: somebody else's pod that carries our label
+        if pod.owner_uid not in ("", own)  # empty: another owner's pod that has our label
         for deletion in deletion_of(pod)
     )
 
 
-def _superseded_pods(snapshot: Snapshot, job: JobView) -> tuple[PodDeletion, ...]:
-    """Pods that a late request created for an attempt that is over: only one may write."""
+def _unneeded_pods(snapshot: Snapshot, job: JobView) -> tuple[PodDeletion, ...]:
+    """Own pods to delete: superseded, lingering, or older than the history that is kept."""
+    mine = [pod for pod in snapshot.pods if pod.owner_uid == job.uid and not pod.gone]
+    attempt = job.status.attempt
+    decided = is_true(job.status, C.FINISHED) or job.status.attempt_state == "Ended"
+    earlier = sorted((p.attempt for p in mine if p.ended and p.attempt < attempt), reverse=True)
+    kept = set(earlier[: job.spec.history_limit])
     return tuple(
         deletion
-        for pod in _alive(snapshot, job)
-        if pod.attempt < job.status.attempt
+        for pod in mine
+        # Only one attempt may write: a late request may have created a pod of an earlier one.
+        if (not pod.ended and pod.attempt < attempt)
+        or (pod.lingers and (decided or pod.attempt < attempt))
+        or (pod.ended and pod.attempt < attempt and pod.attempt not in kept)
         for deletion in deletion_of(pod)
     )
 
 
-def _alive(snapshot: Snapshot, job: JobView) -> list[PodView]:
+def _unfinished(snapshot: Snapshot, job: JobView) -> list[PodView]:
     return [p for p in snapshot.pods if p.owner_uid == job.uid and not p.ended]
 
 
 def _restamp(job: JobView) -> TrainingJobStatus:
-    """The end stays the end; only the generation it speaks of moves on."""
+    """Leave the status of a finished job unchanged except for `observedGeneration`."""
     stamped = tuple(
         c.model_copy(update={"observed_generation": job.generation}) for c in job.status.conditions
     )
@@ -129,13 +181,53 @@ def _restamp(job: JobView) -> TrainingJobStatus:
     )
 
 
-def _conditions(job: JobView, draft: PolicyResult, now: datetime) -> tuple[Condition, ...]:
+def _final_progress(status: TrainingJobStatus) -> Progress | None:
+    """Progress of a job that has finished: the columns must not look as if it went on."""
+    progress = status.progress
+    if progress is None:
+        return None
+    shown = progress.display
+    if status.phase == Phase.SUCCEEDED:
+        display = shown.model_copy(update={"eta": "", "progress": "100%"})
+        changes: dict[str, object] = {"percentage": 100, "estimated_remaining_seconds": None}
+        return progress.model_copy(update={**changes, "display": display})
+    display = Display(epoch=shown.epoch, batch=shown.batch)
+    return progress.model_copy(update={"display": display, "estimated_remaining_seconds": None})
+
+
+def _minimal_status(status: TrainingJobStatus, why: str) -> TrainingJobStatus:
+    """The same state without anything that came from outside: the API server refused some of it."""
+    words = f"The API server refused part of this status: {why}"
+    plain = words.encode("ascii", errors="replace").decode()[:1024]
+    failure, result, receipt = status.failure, status.result, status.cancellation
+    if result is not None:
+        result = result.model_copy(update={"metrics": (), "artifact": None})
+    return status.model_copy(
+        update={
+            "message": plain,
+            "conditions": tuple(
+                c.model_copy(update={"message": plain if c.message else ""})
+                for c in status.conditions
+            ),
+            "host": None,
+            "waiting": None,
+            "warnings": (),
+            "checkpoint": None,
+            "failure": failure.model_copy(update={"message": plain}) if failure else None,
+            "result": result,
+            "cancellation": receipt.model_copy(update={"checkpoint": None}) if receipt else None,
+        }
+    )
+
+
+def _conditions(job: JobView, result: PolicyResult, now: datetime) -> tuple[Condition, ...]:
     before = {c.type: c for c in job.status.conditions}
-    true = CONDITIONS_OF_PHASE[draft.phase]
-    if draft.phase is Phase.CANCELLING and is_true(job.status, C.RUNNING):
-        true |= {C.RUNNING}  # the process lives until it is gone
-    # Programs wait for "retrying", whatever the cause; `status.reason` tells which it is.
-    reason = Reason.RETRYING if draft.phase is Phase.RETRYING else draft.reason
+    true = CONDITIONS_OF_PHASE[result.phase]
+    is_running = result.changes.get("attempt_state") is AttemptState.RUNNING
+    if result.phase is Phase.CANCELLING and (is_running or is_true(job.status, C.RUNNING)):
+        true |= {C.RUNNING}  # until the process has ended
+    # Programs wait for "Retrying", whatever the cause; `status.reason` has the cause.
+    reason = Reason.RETRYING if result.phase is Phase.RETRYING else result.reason
     conditions = []
     for kind in ConditionType:
         holds, old = kind in true, before.get(kind)
@@ -146,7 +238,7 @@ def _conditions(job: JobView, draft: PolicyResult, now: datetime) -> tuple[Condi
                 type=kind,
                 status=value,
                 reason=reason if holds else Reason.NOT_APPLICABLE,
-                message=draft.message if holds else "",
+                message=result.message if holds else "",
                 last_transition_time=since,
                 observed_generation=job.generation,
             )
@@ -154,12 +246,20 @@ def _conditions(job: JobView, draft: PolicyResult, now: datetime) -> tuple[Condi
     return tuple(conditions)
 
 
-def _events(before: TrainingJobStatus, draft: PolicyResult) -> tuple[PlannedEvent, ...]:
-    """One event per transition."""
-    if (before.phase, before.reason) == (draft.phase.value, draft.reason.value):
-        return ()
-    bad = draft.phase is Phase.FAILED or draft.reason in _WARNING_REASONS
-    return (PlannedEvent("Warning" if bad else "Normal", draft.reason.value, draft.message),)
+def _events(
+    before: TrainingJobStatus, after: TrainingJobStatus, result: PolicyResult
+) -> tuple[PlannedEvent, ...]:
+    """One Event per transition, and one for the warnings of a trainer that has ended."""
+    events = []
+    is_known = (before.phase, before.reason) == (after.phase, after.reason)
+    if not is_known and result.reason is not Reason.STARTING:
+        is_bad = result.phase is Phase.FAILED or result.reason in _WARNING_REASONS
+        kind: Literal["Normal", "Warning"] = "Warning" if is_bad else "Normal"
+        events.append(PlannedEvent(kind, result.reason.value, after.message))
+    if after.warnings and after.warnings != before.warnings:
+        words = "; ".join(after.warnings)
+        events.append(PlannedEvent("Warning", Reason.TRAINER_WARNING.value, words))
+    return tuple(events)
 
 
 def _gpus(job: JobView) -> int:

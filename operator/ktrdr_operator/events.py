@@ -89,6 +89,12 @@ class EventRecorder:
         if len(self._recorded) > REMEMBERED:
             self._recorded.popitem(last=False)
 
+    async def post_now(
+        self, job: Raw, kind: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> bool:
+        """Post an Event before going on; False when it was given up."""
+        return await self._post(build_event(job, kind, reason, message, now=self.now()))
+
     async def run(self) -> None:
         """Post until cancelled; one by one, as client-go does: pods come before their story."""
         while True:

@@ -1,80 +1,55 @@
-"""The shell: what kopf tells us goes into the store, and its key into the queue. Nothing else here.
+"""kopf shell: what kopf is asked to watch, with which settings, and how it is started and ended.
 
 Only raw events are handled: create, update and delete handlers, daemons and timers would write
-finalizers and annotations on the user's object. `__main__` starts `run_kopf`; the queue's workers
-go on with `reconcile`.
+finalizers and annotations on the user's object. kopf opens a watch for each resource that has a
+handler, reconnects it and begins anew when its place is lost; the events themselves are taken by
+`watch_filter` before kopf sees them. `__main__` starts `run_kopf`.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import kopf
 
 from ktrdr_api import names
 from ktrdr_client.cluster import Cluster
-from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import Priority, WorkQueue
-from ktrdr_operator.store import JobKey, Store, job_key
-from ktrdr_operator.views import Raw
-from ktrdr_operator.watch_filter import WatchFilter
+from ktrdr_operator.intake import Intake
+from ktrdr_operator.watch_session import WatchSession
 
-_ENDED: Final = ("Succeeded", "Failed")
+Registry = kopf.OperatorRegistry
+"""All handlers that kopf is to call."""
 
 
-def is_stop_requested(job: Raw | None) -> bool:
-    """Whether somebody waits for this TrainingJob to stop."""
-    if job is None or "completionTime" in job.get("status", {}):
-        return False
-    return bool(job.get("spec", {}).get("cancel")) or "deletionTimestamp" in job["metadata"]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Handlers:
-    """Event handlers of TrainingJobs and of their pods."""
+    """Event handlers of TrainingJobs and of their pods, for an event that reaches kopf."""
 
-    store: Store
-    queue: WorkQueue[JobKey]
-    metrics: Metrics
-    watch_filter: WatchFilter
+    intake: Intake
 
     async def on_job(self, event: kopf.RawEvent, **_: Any) -> None:
-        """Note a TrainingJob and enqueue it, at once when somebody waits for its end."""
-        raw: Raw = dict(event["object"])
-        key, uid = job_key(raw), raw["metadata"]["uid"]
-        now = self.watch_filter.clock()
-        self.metrics.handler_lag(now - self.watch_filter.received.get(uid, now))
-        if event["type"] == "DELETED":
-            self.store.drop_job(key, uid)
-        else:
-            self.store.put_job(raw)
-        ends = event["type"] == "DELETED" or is_stop_requested(raw)
-        self.queue.add(key, Priority.STOP if ends else Priority.RECONCILE)
+        """Store a TrainingJob and enqueue it."""
+        self.intake.take_job(str(event["type"]), dict(event["object"]))
 
     async def on_pod(self, event: kopf.RawEvent, **_: Any) -> None:
-        """Note a pod and enqueue its TrainingJob; a pod that has not ended goes its own way."""
-        raw: Raw = dict(event["object"])
-        gone = event["type"] == "DELETED"
-        key = self.store.drop_pod(raw) if gone else self.store.put_pod(raw)
-        if key is None or (gone and key not in self.store.jobs):
-            return  # nobody is left to whom its end could matter
-        if not (gone or raw.get("status", {}).get("phase") in _ENDED):
-            self.queue.add(key, Priority.STATUS_ONLY)
-            return
-        self.queue.add(
-            key,
-            Priority.STOP if is_stop_requested(self.store.jobs.get(key)) else Priority.RECONCILE,
-        )
+        """Store a pod and enqueue its TrainingJob."""
+        self.intake.take_pod(str(event["type"]), dict(event["object"]))
 
 
-def registry(handlers: Handlers, cluster: Cluster) -> kopf.OperatorRegistry:
-    """All that kopf is told to do."""
-    table = kopf.OperatorRegistry()
+def registry(intake: Intake, cluster: Cluster, session: WatchSession) -> Registry:
+    """Build all that kopf is asked to do.
+
+    Args:
+        intake: takes the events.
+        cluster: the API server that kopf watches.
+        session: sees kopf's requests and their answers.
+    """
+    table, handlers = kopf.OperatorRegistry(), Handlers(intake)
 
     async def log_in(**_: Any) -> kopf.AiohttpSession:
-        session = cluster.open_session(handlers.watch_filter)
-        return kopf.AiohttpSession(server=cluster.server, aiohttp_session=session)
+        http = cluster.open_session(session)
+        return kopf.AiohttpSession(server=cluster.server, aiohttp_session=http)
 
     kopf.on.login(registry=table)(log_in)
     kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=table)(handlers.on_job)
@@ -82,34 +57,13 @@ def registry(handlers: Handlers, cluster: Cluster) -> kopf.OperatorRegistry:
     return table
 
 
-class NoDiffBase(kopf.DiffBaseStorage):
-    """Keeps kopf from copying every object three times for a comparison nobody asked for.
-
-    kopf does so at each event, even without the handlers that would use it. Under a profiler, of
-    an operator that started 500 jobs, half of the time of processing events went there.
-    """
-
-    def build(
-        self, *, body: kopf.Body, extra_fields: Iterable[kopf.FieldSpec] | None = None
-    ) -> kopf.BodyEssence:
-        """Nothing of an object is worth comparing."""
-        return kopf.BodyEssence()
-
-    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
-        """What was stored: nothing."""
-        return kopf.BodyEssence()
-
-    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
-        """Store nothing."""
-
-
 def kopf_settings() -> kopf.OperatorSettings:
-    """Settings of kopf; each one keeps it from writing, from scanning, or from waiting for ever."""
+    """Build kopf's settings: it must not write, scan or wait without a limit."""
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True  # no rights on namespaces and CRDs needed
     settings.posting.enabled = False  # `events` posts ours
     settings.peering.standalone = True  # `leader` elects
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 1  # `watch_session` needs only the list's version
     settings.watching.inactivity_timeout = 70  # the server sends a bookmark every minute
     settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
     settings.networking.request_timeout = 15
@@ -117,16 +71,30 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.queueing.exit_timeout = 10
     settings.queueing.error_delays = (0.5, 1, 2, 5, 10)
     settings.process.ultimate_exiting_timeout = 25
-    # Never written, as nothing here needs them; if ever they were, they would be ours to find.
+    # Never written, as nothing here needs one; if it ever were, its name would say whose it is.
     settings.persistence.finalizer = f"{names.GROUP}/operator"
-    storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
-    settings.persistence.progress_storage = storage
-    settings.persistence.diffbase_storage = NoDiffBase()
     return settings
 
 
+class _EveryTask(Collection[asyncio.Task[Any]]):
+    """Tasks that kopf must leave alone when it ends: all of them.
+
+    kopf takes every task younger than itself for one of its own, waits 5 s for it and cancels it.
+    Its watches and workers are ended before that in any case.
+    """
+
+    def __contains__(self, _task: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[asyncio.Task[Any]]:
+        return iter(asyncio.all_tasks())
+
+    def __len__(self) -> int:
+        return len(asyncio.all_tasks())
+
+
 async def run_kopf(
-    table: kopf.OperatorRegistry,
+    table: Registry,
     settings: kopf.OperatorSettings,
     namespaces: tuple[str, ...],
     started: Callable[[], None],
@@ -139,7 +107,7 @@ async def run_kopf(
         namespaces: where; empty means everywhere.
         started: called once kopf has taken over the signal handlers, to take them back.
     """
-    ours, stop = asyncio.all_tasks(), asyncio.Event()
+    stop = asyncio.Event()
     tasks = await kopf.spawn_tasks(
         registry=table,
         settings=settings,
@@ -148,7 +116,7 @@ async def run_kopf(
         stop_flag=stop,
     )
     started()
-    running = asyncio.create_task(kopf.run_tasks(tasks, ignored=ours))
+    running = asyncio.create_task(kopf.run_tasks(tasks, ignored=_EveryTask()))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -1,13 +1,16 @@
-"""The children of a TrainingJob as manifests. Pure; `executors.cluster_pods` sends them.
+"""Manifests of the children of a TrainingJob. Pure; `executors.cluster_pods` sends them.
 
-Every child has a deterministic name, a controller owner reference with the job's UID, and the
-labels that the watch and `kubectl logs -l ktrdr.io/job=...` select by. Pods meet the `restricted`
-Pod Security Standard.
+Every child of a job has a deterministic name, a controller owner reference with the job's UID, and
+the labels that the watch and `kubectl logs -l ktrdr.io/job=...` select by. Pods meet the
+`restricted` Pod Security Standard.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ktrdr_api import names
+from ktrdr_api.conditions import Phase
 from ktrdr_api.run_contract import (
     ENV_POD_UID,
     JobIdentity,
@@ -16,7 +19,7 @@ from ktrdr_api.run_contract import (
 )
 from ktrdr_api.strategy import strategy_digest
 from ktrdr_api.training_job import ApiModel, TrainingJobStatus
-from ktrdr_operator.snapshot import AttemptStart, JobView, Limits
+from ktrdr_operator.snapshot import AttemptStart, JobView, StrategyText
 
 Manifest = dict[str, Any]
 
@@ -29,15 +32,44 @@ MALLOC_ENV: Final = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 """Keeps glibc from giving tensors back to the kernel at every step (measured: LSTM 1.7x)."""
+_FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
+_RBAC: Final = "rbac.authorization.k8s.io"
 
 
-def run_config_map(job: JobView, start: AttemptStart) -> Manifest:
-    """The RunRequest and the strategy as resolved now; a later edit cannot change this run."""
-    request = RunRequest(
+@dataclass(frozen=True)
+class PodDefaults:
+    """What the installation says about all trainer pods."""
+
+    image: str
+    image_pull_policy: str
+    image_pull_secrets: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    inherited_labels: tuple[str, ...] = ()
+    """Keys of labels that are copied from the TrainingJob."""
+    inherited_annotations: tuple[str, ...] = ()
+    run_as_user: int | None = names.TRAINER_UID
+    """None leaves it to the cluster, which assigns one (OpenShift)."""
+    fs_group: int | None = names.TRAINER_UID
+    role_kind: str = "ClusterRole"
+    role_name: str = names.TRAINER_ACCOUNT
+
+
+def fits_into_pod(job: JobView, strategy: StrategyText) -> bool:
+    """Whether the strategy rides in the pod: a small one that the spec holds anyway."""
+    is_inline = job.spec.strategy.inline is not None
+    size = len(strategy.text.encode())
+    return is_inline and 0 < size <= names.STRATEGY_ANNOTATION_MAX_BYTES
+
+
+def run_request(job: JobView, start: AttemptStart) -> RunRequest:
+    """Build everything that the trainer needs to know."""
+    limits = job.spec.trainer.resources.limits
+    return RunRequest(
         job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
         attempt=start.attempt,
         strategy_file=names.STRATEGY_FILE,
-        strategy_digest=strategy_digest(start.strategy),
+        strategy_digest=start.strategy.digest or strategy_digest(start.strategy.text),
         overrides=Overrides(
             symbols=job.spec.symbols,
             timeframes=job.spec.timeframes,
@@ -50,99 +82,150 @@ def run_config_map(job: JobView, start: AttemptStart) -> Manifest:
         progress_period_seconds=job.spec.progress.period_seconds,
         checkpoint_on_cancel=job.spec.cancellation.checkpoint,
         reporting="kubernetes",
+        gpus=sum(int(count) for name, count in limits.items() if names.is_gpu_resource(name)),
     )
+
+
+def strategy_config_map(job: JobView, strategy: StrategyText) -> Manifest:
+    """The strategy as resolved now: a later edit of its source cannot change this job."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(job, names.run_name(job.name, start.attempt), start.attempt),
+        "metadata": _metadata(job, names.strategy_name(job.name, job.uid)),
         "immutable": True,
-        "data": {
-            names.REQUEST_FILE: request.model_dump_json(by_alias=True, exclude_none=True),
-            names.STRATEGY_FILE: start.strategy,
-        },
+        "data": {names.STRATEGY_FILE: strategy.text},
     }
 
 
-def service_account(job: JobView) -> Manifest:
-    """Who the trainer is; only the projected token of its pod speaks for it."""
+def trainer_account(namespace: str) -> Manifest:
+    """ServiceAccount of all trainers of a namespace; only the projected token of a pod uses it."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata(job, names.account_name(job.name)),
+        "metadata": _shared_metadata(namespace),
         "automountServiceAccountToken": False,
     }
 
 
-def role(job: JobView) -> Manifest:
-    """What the trainer may do: see its own TrainingJob, and patch its status."""
-    rule = {"apiGroups": [names.GROUP], "resourceNames": [job.name]}
-    return {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "Role",
-        "metadata": _metadata(job, names.account_name(job.name)),
-        "rules": [
-            {**rule, "resources": [names.PLURAL], "verbs": ["get", "watch"]},
-            {**rule, "resources": [f"{names.PLURAL}/status"], "verbs": ["get", "patch"]},
-        ],
+def trainer_role_binding(namespace: str, defaults: PodDefaults) -> Manifest:
+    """Binds the trainers' account to the role of the chart."""
+    subject = {
+        "kind": "ServiceAccount",
+        "name": names.TRAINER_ACCOUNT,
+        "namespace": namespace,
     }
-
-
-def role_binding(job: JobView) -> Manifest:
-    """Gives the role to the trainer's account."""
-    name = names.account_name(job.name)
     return {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "apiVersion": f"{_RBAC}/v1",
         "kind": "RoleBinding",
-        "metadata": _metadata(job, name),
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": job.namespace}],
+        "metadata": _shared_metadata(namespace),
+        "roleRef": {"apiGroup": _RBAC, "kind": defaults.role_kind, "name": defaults.role_name},
+        "subjects": [subject],
     }
 
 
-def pod(job: JobView, start: AttemptStart, limits: Limits, *, rank: int = 0) -> Manifest:
-    """One rank of one attempt."""
+def _shared_metadata(namespace: str) -> Manifest:
+    return {
+        "name": names.TRAINER_ACCOUNT,
+        "namespace": namespace,
+        "labels": {
+            names.LABEL_APP_NAME: "ktrdr",
+            names.LABEL_COMPONENT: "trainer",
+            names.LABEL_MANAGED_BY: names.OPERATOR_MANAGER,
+        },
+    }
+
+
+def pod(job: JobView, start: AttemptStart, defaults: PodDefaults, *, rank: int = 0) -> Manifest:
+    """Build the pod of one rank of one attempt."""
     trainer = job.spec.trainer
-    metadata = _metadata(job, names.pod_name(job.name, start.attempt, rank), start.attempt)
-    metadata["labels"][names.LABEL_RANK] = str(rank)
-    for label in names.PARENT_LABELS_COPIED:
-        if label in job.labels:
-            metadata["labels"][label] = job.labels[label]
     spec = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": max(job.spec.cancellation.grace_period_seconds, 1),
-        "serviceAccountName": names.account_name(job.name),
+        "serviceAccountName": names.TRAINER_ACCOUNT,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": names.TRAINER_UID,
-            "runAsGroup": names.TRAINER_UID,
-            "fsGroup": names.TRAINER_UID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _security_context(defaults),
         "nodeSelector": trainer.node_selector,
-        "tolerations": [
-            {"key": "nvidia.com/gpu", "operator": "Exists"},
-            *(_dump(toleration) for toleration in trainer.tolerations),
-        ],
-        "imagePullSecrets": [_dump(secret) for secret in trainer.image_pull_secrets],
+        "tolerations": _tolerations(job),
+        "imagePullSecrets": _pull_secrets(job, defaults),
         "priorityClassName": trainer.priority_class_name,
         "runtimeClassName": trainer.runtime_class_name,
         "schedulerName": trainer.scheduler_name,
-        "containers": [_container(job, limits)],
+        "containers": [_container(job, defaults)],
         "volumes": _volumes(job, start),
     }
     present = {key: value for key, value in spec.items() if value not in (None, {}, [])}
+    metadata = _pod_metadata(job, start, defaults, rank)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": present}
 
 
-def _container(job: JobView, limits: Limits) -> Manifest:
+def _pod_metadata(job: JobView, start: AttemptStart, defaults: PodDefaults, rank: int) -> Manifest:
+    """Ours last: neither the chart nor a user can change what the operator selects by."""
+    metadata = _metadata(job, names.pod_name(job.name, start.attempt, rank))
+    request = run_request(job, start).model_dump_json(by_alias=True, exclude_none=True)
+    own = {names.REQUEST_ANNOTATION: request}
+    if fits_into_pod(job, start.strategy):
+        own[names.STRATEGY_ANNOTATION] = start.strategy.text
+    metadata["labels"] = {
+        **defaults.labels,
+        **{key: job.labels[key] for key in defaults.inherited_labels if key in job.labels},
+        **metadata["labels"],
+        names.LABEL_ATTEMPT: str(start.attempt),
+        names.LABEL_RANK: str(rank),
+    }
+    metadata["annotations"] = {
+        **defaults.annotations,
+        **{k: job.annotations[k] for k in defaults.inherited_annotations if k in job.annotations},
+        **own,
+    }
+    return metadata
+
+
+def _security_context(defaults: PodDefaults) -> Manifest:
+    context = {
+        "runAsNonRoot": True,
+        "runAsUser": defaults.run_as_user,
+        "runAsGroup": defaults.run_as_user,
+        "fsGroup": defaults.fs_group,
+        "fsGroupChangePolicy": "OnRootMismatch" if defaults.fs_group is not None else None,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    return {key: value for key, value in context.items() if value is not None}
+
+
+def _tolerations(job: JobView) -> list[Manifest]:
+    """Nodes with GPUs are usually tainted with the resource's name; only GPU jobs belong there.
+
+    As the admission plugin ExtendedResourceToleration does.
+    """
+    gpus = [
+        name
+        for name, count in job.spec.trainer.resources.limits.items()
+        if names.is_gpu_resource(name) and int(count)
+    ]
+    taints = dict.fromkeys(taint for name in gpus for taint in (name, _family(name)))
+    return [
+        *({"key": taint, "operator": "Exists"} for taint in taints),
+        *(_dump(toleration) for toleration in job.spec.trainer.tolerations),
+    ]
+
+
+def _family(gpu: str) -> str:
+    """Taint of the nodes of a vendor, whatever the partition: `nvidia.com/mig-1g.5gb` and so on."""
+    return f"{gpu.partition('/')[0]}/gpu"
+
+
+def _pull_secrets(job: JobView, defaults: PodDefaults) -> list[Manifest]:
+    secrets = [secret.name for secret in job.spec.trainer.image_pull_secrets]
+    return [{"name": name} for name in dict.fromkeys((*secrets, *defaults.image_pull_secrets))]
+
+
+def _container(job: JobView, defaults: PodDefaults) -> Manifest:
     trainer = job.spec.trainer
     return {
         "name": names.TRAINER_CONTAINER,
-        "image": trainer.image or limits.trainer_image,
-        "imagePullPolicy": trainer.image_pull_policy or limits.image_pull_policy,
+        "image": trainer.image or defaults.image,
+        "imagePullPolicy": trainer.image_pull_policy or defaults.image_pull_policy,
         "command": [*names.TRAINER_COMMAND, "--request", f"{names.RUN_MOUNT}/{names.REQUEST_FILE}"],
         "env": [
             *({"name": name, "value": value} for name, value in MALLOC_ENV.items()),
@@ -186,14 +269,36 @@ def _mounts(job: JobView) -> list[Manifest]:
 def _volumes(job: JobView, start: AttemptStart) -> list[Manifest]:
     data = job.spec.data.persistent_volume_claim.claim_name
     output = job.spec.output.persistent_volume_claim.claim_name
+    data_source: Manifest = {"claimName": data}
+    if data != output:
+        # On the volume, not only on the mount: a disk that is attached to many nodes must be
+        # attached read-only, and fsGroup must not change the owner of its files.
+        data_source["readOnly"] = True
     return [
-        {"name": "run", "configMap": {"name": names.run_name(job.name, start.attempt)}},
-        {"name": "data", "persistentVolumeClaim": {"claimName": data}},
+        {"name": "run", "projected": {"sources": _run_sources(job, start)}},
+        {"name": "data", "persistentVolumeClaim": data_source},
         {"name": "output", "persistentVolumeClaim": {"claimName": output}},
         {"name": "token", "projected": {"sources": _token_sources()}},
         {"name": "tmp", "emptyDir": {"sizeLimit": SCRATCH_LIMIT}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}},
     ]
+
+
+def _run_sources(job: JobView, start: AttemptStart) -> list[Manifest]:
+    """RunRequest and strategy as two files, wherever they come from."""
+    items = [_annotation_file(names.REQUEST_ANNOTATION, names.REQUEST_FILE)]
+    if fits_into_pod(job, start.strategy):
+        items.append(_annotation_file(names.STRATEGY_ANNOTATION, names.STRATEGY_FILE))
+        return [{"downwardAPI": {"items": items}}]
+    strategy = {
+        "name": names.strategy_name(job.name, job.uid),
+        "items": [{"key": names.STRATEGY_FILE, "path": names.STRATEGY_FILE}],
+    }
+    return [{"downwardAPI": {"items": items}}, {"configMap": strategy}]
+
+
+def _annotation_file(annotation: str, file: str) -> Manifest:
+    return {"path": file, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
 
 
 def _token_sources() -> list[Manifest]:
@@ -208,7 +313,7 @@ def _token_sources() -> list[Manifest]:
     ]
 
 
-def _metadata(job: JobView, name: str, attempt: int | None = None) -> Manifest:
+def _metadata(job: JobView, name: str) -> Manifest:
     labels = {
         names.LABEL_JOB: job.name,
         names.LABEL_APP_NAME: "ktrdr",
@@ -216,8 +321,6 @@ def _metadata(job: JobView, name: str, attempt: int | None = None) -> Manifest:
         names.LABEL_MANAGED_BY: names.OPERATOR_MANAGER,
         names.LABEL_INSTANCE: job.name,
     }
-    if attempt is not None:
-        labels[names.LABEL_ATTEMPT] = str(attempt)
     return {
         "name": name,
         "namespace": job.namespace,
@@ -229,7 +332,8 @@ def _metadata(job: JobView, name: str, attempt: int | None = None) -> Manifest:
                 "name": job.name,
                 "uid": job.uid,
                 "controller": True,
-                "blockOwnerDeletion": False,
+                # `kubectl delete --cascade=foreground` waits until the pods do not exist any more.
+                "blockOwnerDeletion": True,
             }
         ],
     }
@@ -238,10 +342,12 @@ def _metadata(job: JobView, name: str, attempt: int | None = None) -> Manifest:
 def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
     """The operator's whole share of status, for server-side apply; progress is the trainer's.
 
-    The version keeps it from an object that this status does not speak of: one that has changed
-    since it was observed, or a newer job of the same name.
+    Until the job has finished: then the operator owns all of status. The version keeps it from an
+    object that this status was not decided on: one that has changed since, or a newer job of the
+    same name.
     """
-    body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"progress"})
+    exclude = None if status.phase in _FINAL_PHASES else {"progress"}
+    body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude)
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,

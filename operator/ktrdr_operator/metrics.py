@@ -36,7 +36,7 @@ class _StoreCollector(Collector):
         self._store, self._depth, self._age = store, depth, age
 
     def collect(self) -> Iterable[Metric]:
-        phases = Tally(job.get("status", {}).get("phase", "") for job in self._store.jobs.values())
+        phases = Tally(job.phase for job in self._store.jobs.values())
         jobs = GaugeMetricFamily("ktrdr_jobs", "TrainingJobs by phase.", labels=["phase"])
         for phase in sorted({*phases, *(str(phase) for phase in Phase)}):
             jobs.add_metric([phase or "Unseen"], phases[phase])
@@ -82,6 +82,11 @@ class Metrics:
         )
         self._dropped_events = Counter(
             "ktrdr_events_dropped_total", "Kubernetes Events not posted.", registry=self.registry
+        )
+        self._unreadable_namespaces = Gauge(
+            "ktrdr_unreadable_namespaces",
+            "Watched namespaces that the API server does not let the operator read.",
+            registry=self.registry,
         )
         self._reconcile_seconds = self._histogram(
             "ktrdr_reconcile_seconds", "Duration of a reconcile.", FAST
@@ -144,6 +149,10 @@ class Metrics:
         """Count a line of the TrainingJob watch."""
         self._watch_lines.labels(outcome).inc()
 
+    def unreadable_namespaces(self, count: int) -> None:
+        """Set how many watched namespaces cannot be read."""
+        self._unreadable_namespaces.set(count)
+
     def attempt_started(self) -> None:
         """Count an attempt."""
         self._attempts.inc()
@@ -159,6 +168,15 @@ class Metrics:
     def event_dropped(self) -> None:
         """Count a Kubernetes Event that could not be posted."""
         self._dropped_events.inc()
+
+    def job_finished(self, outcome: str) -> None:
+        """Count a TrainingJob that has finished."""
+
+    def job_expired(self) -> None:
+        """Count a TrainingJob that was deleted after its time to live."""
+
+    def disruption(self) -> None:
+        """Count a disruption."""
 
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""

@@ -1,157 +1,176 @@
-"""Observe: turn raw objects into the one frozen Snapshot that decisions are made on.
+"""Observe: build the one frozen Snapshot that decisions depend on.
 
 Called by `reconcile`. Reads the store, and the API server where a stale store could do harm: a pod
-that seems to be missing, a strategy that is about to be used. Parse errors end here.
+that seems to be missing, an owner that seems to be deleted, a strategy that is about to be used.
 """
 
-import logging
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType
-from ktrdr_api.training_job import (
-    STRATEGY_MAX_BYTES,
-    ConfigMapKeyRef,
-    TrainingJobStatus,
-)
-from ktrdr_client.cluster import CONFIG_MAPS, PODS, TRAINING_JOBS, ClusterApi
-from ktrdr_operator.snapshot import (
-    JobView,
-    PodView,
-    Snapshot,
-    StrategyText,
-)
+from ktrdr_api.training_job import AttemptState, TrainingJobStatus
+from ktrdr_client.cluster import PODS, TRAINING_JOBS, ClusterApi
+from ktrdr_operator.notes import Notes
+from ktrdr_operator.pod_events import PodEventReader
+from ktrdr_operator.snapshot import JobView, PodView, Snapshot, StrategyText
 from ktrdr_operator.store import JobKey, Store
-from ktrdr_operator.views import Raw, sanitize, training_job_uid, view_job, view_pod
+from ktrdr_operator.strategies import StrategyReader
+from ktrdr_operator.views import Raw, view_job
 
-log: Final = logging.getLogger(__name__)
+EVENTS_AFTER_SECONDS: Final = 5.0
+"""Age from which the Events of a pod are read: most pods have started by then."""
+FRESH_SECONDS: Final = 5.0
+"""A job that was received longer ago is read again before a start that no status write precedes."""
 
 
 def is_finished(status: TrainingJobStatus) -> bool:
-    """Whether the job has ended for good."""
+    """Whether the job has reached a terminal state."""
     return any(c.type == ConditionType.FINISHED and c.status == "True" for c in status.conditions)
 
 
-async def observe(cluster: ClusterApi, store: Store, key: JobKey) -> Snapshot:
-    """Everything known about one TrainingJob now.
+@dataclass
+class Observer:
+    """Builds Snapshots."""
 
-    Raises:
-        ApiError: the API server did not answer a live read; try again later.
-        ValidationError: the object is not a TrainingJob; the caller makes it a condition.
-    """
-    await _fetch_owner(cluster, store, key)
-    raw = store.jobs.get(key)
-    job = view_job(_with_latest_progress(store, raw)) if raw else None
-    snapshot = Snapshot(
-        job=job,
-        pods=_view_pods(store, key),
-        strategy=None,
-        report_period_seconds=store.report_period_seconds,
-    )
-    if job is None:
-        return snapshot
-    if await _fetch_missing_pod(cluster, store, snapshot, job):
-        snapshot = replace(snapshot, pods=_view_pods(store, key))
-    if not _may_start(snapshot, job):
-        return snapshot
-    return replace(snapshot, strategy=await _read_strategy(cluster, job))
+    cluster: ClusterApi
+    store: Store
+    notes: Notes
+    strategies: StrategyReader
+    pod_events: PodEventReader
+    now: Callable[[], datetime]
+    """Wall clock, UTC."""
+    clock: Callable[[], float]
+    """Monotonic seconds."""
 
+    async def observe(self, key: JobKey, *, is_fresh: bool = False) -> Snapshot:
+        """Everything known about one TrainingJob now.
 
-def _with_latest_progress(store: Store, raw: Raw) -> Raw:
-    latest = store.latest_progress.get(raw["metadata"]["uid"])
-    if latest is None:
+        Args:
+            key: The TrainingJob.
+            is_fresh: Whether it has just been read from the API server.
+
+        Raises:
+            ApiError: The API server did not answer a live read; try again later.
+        """
+        job = await self._read_job(key)
+        if job is None:
+            return Snapshot(job=None, pods=self.store.pods_of(key))
+        snapshot = self._snapshot(key, job)
+        if await self._fetch_pod_if_needed(key, snapshot, job):
+            snapshot = self._snapshot(key, job)
+        if is_finished(job.status) or job.deleting:
+            return snapshot
+        snapshot = await self._with_pod_events(snapshot, job)
+        if not _may_start(snapshot, job, self.now()):
+            return snapshot
+        if not is_fresh and self._is_stale_start(key, job):
+            await self._fetch_job(key)
+            return await self.observe(key, is_fresh=True)
+        return replace(snapshot, strategy=await self._read_strategy(job))
+
+    def _snapshot(self, key: JobKey, job: JobView) -> Snapshot:
+        written = self.notes.of(job.uid, self.clock()).status_written
+        return Snapshot(
+            job=job,
+            pods=self.store.pods_of(key),
+            report_interval_seconds=self.store.report_interval_seconds,
+            seconds_since_report=self.store.seconds_since_report(key),
+            seconds_since_write=None if written is None else self.clock() - written,
+        )
+
+    async def _read_job(self, key: JobKey) -> JobView | None:
+        """The job as known; from the API server where the store does not keep its body."""
+        if self._has_unknown_owner(key):
+            await self._fetch_job(key)
+        raw = self.store.job_raw(key)
+        if raw is None and key in self.store.jobs:
+            live = await self._fetch_job(key)
+            raw = self.store.job_raw(key) or live
+        return view_job(raw) if raw is not None else None
+
+    def _has_unknown_owner(self, key: JobKey) -> bool:
+        """Whether pods belong to a job that is not known to be deleted: the store may be behind."""
+        known = self.store.jobs.get(key)
+        uid = known.uid if known is not None else None
+        owners = {pod.owner_uid for pod in self.store.pods_of(key) if not pod.deleting}
+        return any(o not in ("", uid) and not self.store.is_deleted(o) for o in owners)
+
+    async def _fetch_job(self, key: JobKey) -> Raw | None:
+        before = self.store.jobs.get(key)
+        raw = await self.cluster.get(TRAINING_JOBS, key.namespace, key.name)
+        self.store.put_live_job(key, raw, before)
         return raw
-    version, progress = latest
-    return {
-        **raw,
-        "metadata": {**raw["metadata"], "resourceVersion": version},
-        "status": {**raw.get("status", {}), "progress": progress},
-    }
+
+    async def _fetch_pod_if_needed(self, key: JobKey, snapshot: Snapshot, job: JobView) -> bool:
+        """Read the current pod before believing that it does not exist; True if it was read.
+
+        A DELETED event on a watch by label also comes when the label is removed.
+        """
+        if is_finished(job.status) or job.status.attempt_state is AttemptState.ENDED:
+            return False
+        pod = snapshot.current()
+        if pod is None and not _has_run(job):
+            return False  # a create will tell
+        if pod is not None and not _is_doubtful(pod):
+            return False
+        name = names.pod_name(job.name, max(job.status.attempt, 1))
+        before = self.store.pod(key, name)
+        raw = await self.cluster.get(PODS, job.namespace, name)
+        self.store.put_live_pod(key, name, raw, before)
+        return True
+
+    async def _with_pod_events(self, snapshot: Snapshot, job: JobView) -> Snapshot:
+        pod = snapshot.current()
+        if pod is None or pod.ended or pod.started or pod.wait_reason or pod.created is None:
+            return snapshot
+        if (self.now() - pod.created).total_seconds() < EVENTS_AFTER_SECONDS:
+            return snapshot
+        words = await self.pod_events.wait_reason(job.namespace, pod)
+        explained = replace(pod, wait_reason=words)
+        return replace(snapshot, pods=tuple(explained if p is pod else p for p in snapshot.pods))
+
+    def _is_stale_start(self, key: JobKey, job: JobView) -> bool:
+        """Whether an attempt would be started on an old state without a write that finds out.
+
+        A status write is refused if the job has changed. It comes before each attempt after the
+        first, and before each try after a failed create; not before the first try of attempt 1, and
+        not where an attempt is on record and its pod is missing.
+        """
+        waiting = job.status.waiting
+        is_retry = waiting is not None and waiting.retry_time is not None
+        if job.status.attempt_state is AttemptState.ENDED or is_retry:
+            return False
+        age = self.store.seconds_since_report(key)
+        return age is not None and age > FRESH_SECONDS
+
+    async def _read_strategy(self, job: JobView) -> StrategyText:
+        note = self.notes.of(job.uid, self.clock())
+        if note.strategy_digest:
+            return StrategyText(is_stored=True, digest=note.strategy_digest)
+        return await self.strategies.read(job, first_seen=note.first_seen)
 
 
-def _view_pods(store: Store, key: JobKey) -> tuple[PodView, ...]:
-    return (
-        *(view_pod(pod) for pod in store.pods.get(key, {}).values()),
-        *(view_pod(pod, gone=True) for pod in store.gone.get(key, {}).values()),
-    )
+def _has_run(job: JobView) -> bool:
+    progress, state = job.status.progress, job.status.attempt_state
+    reported = progress is not None and progress.attempt == max(job.status.attempt, 1)
+    return reported or state is AttemptState.RUNNING
 
 
-async def _fetch_owner(cluster: ClusterApi, store: Store, key: JobKey) -> None:
-    """Ask the API server before believing that pods have outlived their TrainingJob."""
-    raw = store.jobs.get(key)
-    known = raw["metadata"]["uid"] if raw else None
-    staying = (pod["metadata"] for pod in store.pods.get(key, {}).values())
-    owners = {training_job_uid(pod) for pod in staying if "deletionTimestamp" not in pod}
-    if not owners - {"", known} - store.dead:
-        return
-    newest = await cluster.get(TRAINING_JOBS, key.namespace, key.name)
-    if newest is not None:
-        store.put_job(newest)
-    elif known is not None:
-        store.drop_job(key, known)
+def _is_doubtful(pod: PodView) -> bool:
+    """Deleted without an end, or not reported by the watch."""
+    return (pod.gone and pod.termination is None) or (pod.unlabelled and not pod.ended)
 
 
-def _may_start(snapshot: Snapshot, job: JobView) -> bool:
-    current = snapshot.current()
-    idle = current is None or current.ended
-    return idle and not (job.deleting or job.spec.cancel or is_finished(job.status))
-
-
-async def _fetch_missing_pod(
-    cluster: ClusterApi, store: Store, snapshot: Snapshot, job: JobView
-) -> bool:
-    """Ask the API server before believing that the current attempt has no pod; True if it has."""
-    if job.status.attempt == 0 or snapshot.current() is not None or is_finished(job.status):
+def _may_start(snapshot: Snapshot, job: JobView, now: datetime) -> bool:
+    """Whether the next attempt may start now, so that its strategy is needed."""
+    status = job.status
+    if job.spec.cancel or job.unreadable:
         return False
-    name = names.pod_name(job.name, job.status.attempt)
-    pod = await cluster.get(PODS, job.namespace, name)
-    if pod is not None:
-        store.put_pod(pod)
-    return pod is not None
-
-
-async def _read_strategy(cluster: ClusterApi, job: JobView) -> StrategyText:
-    source = job.spec.strategy
-    if source.inline is not None:
-        return StrategyText(text=source.inline)
-    ref = source.config_map_key_ref
-    if ref is None:
-        return StrategyText(problem="spec.strategy names no source; set inline or configMapKeyRef")
-    if (resolved := await _read_resolved(cluster, job)) is not None:
-        return StrategyText(text=resolved)
-    return _find_strategy(job, ref, await cluster.get(CONFIG_MAPS, job.namespace, ref.name))
-
-
-def _find_strategy(job: JobView, ref: ConfigMapKeyRef, config_map: Raw | None) -> StrategyText:
-    if config_map is None:
-        return StrategyText(
-            problem=f'ConfigMap "{ref.name}" does not exist in namespace "{job.namespace}"; '
-            "create it and the job starts"
-        )
-    text = config_map.get("data", {}).get(ref.key)
-    if text is None:
-        present = ", ".join(sorted(config_map.get("data", {}))) or "none"
-        return StrategyText(
-            problem=sanitize(
-                f'ConfigMap "{ref.name}" has no key "{ref.key}" (keys: {present}); '
-                "add the key and the job starts"
-            )
-        )
-    if len(text.encode()) > STRATEGY_MAX_BYTES:
-        return StrategyText(
-            problem=f'Key "{ref.key}" of ConfigMap "{ref.name}" is larger than '
-            f"{STRATEGY_MAX_BYTES} bytes; make the strategy smaller"
-        )
-    return StrategyText(text=text)
-
-
-async def _read_resolved(cluster: ClusterApi, job: JobView) -> str | None:
-    """The strategy of the newest attempt that has one: later edits must not change a job."""
-    for attempt in (job.status.attempt, job.status.attempt - 1):
-        if attempt < 1:
-            break
-        run = await cluster.get(CONFIG_MAPS, job.namespace, names.run_name(job.name, attempt))
-        if run is not None and training_job_uid(run["metadata"]) == job.uid:
-            return str(run["data"][names.STRATEGY_FILE])
-    return None
+    is_between_attempts = status.attempt_state is AttemptState.ENDED
+    if not is_between_attempts and (snapshot.current() is not None or _has_run(job)):
+        return False  # it goes on, or its end has to be decided first
+    times = [status.retry_time, status.waiting.retry_time if status.waiting else None]
+    return all(time is None or datetime.fromisoformat(time) <= now for time in times)

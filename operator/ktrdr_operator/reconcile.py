@@ -1,20 +1,17 @@
-"""Reconcile one TrainingJob: observe, decide, apply; and say what went wrong where users look.
+"""Reconcile one TrainingJob: observe, decide, apply; and report failures where users look.
 
 The queue's workers call `Reconciler.work` with a key. Level-triggered: it depends on the state it
-finds, never on the event that brought it here, so any event may be lost, repeated or late.
+finds, never on the event that added the key, so any event may be lost, repeated or late.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
-from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
-from pydantic import ValidationError
-
-from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.training_job import TrainingJobSpec, TrainingJobStatus
+from ktrdr_api.conditions import ConditionType, Phase
+from ktrdr_api.training_job import TrainingJobStatus
 from ktrdr_client.cluster import (
     TRAINING_JOBS,
     ApiError,
@@ -24,185 +21,254 @@ from ktrdr_client.cluster import (
     NotFound,
 )
 from ktrdr_operator.apply import Applier
-from ktrdr_operator.decide import decide, finish
+from ktrdr_operator.decide import decide, is_true
 from ktrdr_operator.events import EventRecorder
-from ktrdr_operator.executors.cluster_pods import NameConflictError
+from ktrdr_operator.executors.cluster_pods import ClusterPods, NameConflictError
+from ktrdr_operator.manifests import PodDefaults
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.observe import observe
-from ktrdr_operator.policies.create_failed import create_failed
-from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, format_timestamp
+from ktrdr_operator.notes import Note, Notes
+from ktrdr_operator.observe import Observer
+from ktrdr_operator.pod_events import PodEventReader
 from ktrdr_operator.queue import WorkQueue
-from ktrdr_operator.snapshot import JobView, Limits, Plan
+from ktrdr_operator.snapshot import (
+    CreateFailure,
+    CreateFailureKind,
+    JobView,
+    Limits,
+    Plan,
+    Snapshot,
+)
 from ktrdr_operator.store import JobKey, Store
+from ktrdr_operator.strategies import StrategyReader
 from ktrdr_operator.views import Raw, sanitize
 
 log: Final = logging.getLogger(__name__)
 _REFUSED: Final = frozenset({400, 403, 422})
 """Answers that say the request, not the server, is the trouble."""
+_ADMISSION_WORDS: Final = ("admission webhook", "denied request", "denied the request")
+"""Of an answer that comes from admission: it may be another one tomorrow, whatever its code."""
+_WEBHOOK_WORDS: Final = ("failed calling webhook", "calling webhook")
+SHOWN_AFTER_FAILURES: Final = 4
+"""Failures in a row of a start, by the server's fault, after which the user is told: the first
+retries come within a second."""
 
 
-_NO_VOLUME: Final = {"persistentVolumeClaim": {"claimName": "unreadable"}}
-_NO_SPEC: Final = TrainingJobSpec.model_validate(
-    {"strategy": {}, "data": _NO_VOLUME, "output": _NO_VOLUME}
-)
-"""Stands in for a spec that cannot be read, so that its status can be written."""
+class Clocks(NamedTuple):
+    """Where times come from."""
+
+    now: Callable[[], datetime]
+    """Wall clock, UTC; stamps status."""
+    monotonic: Callable[[], float]
+    """Seconds, for durations."""
 
 
-@dataclass(frozen=True)
 class Reconciler:
     """Brings TrainingJobs, one key at a time, to where their specs want them."""
 
-    cluster: ClusterApi
-    store: Store
-    queue: WorkQueue[JobKey]
-    limits: Limits
-    metrics: Metrics
-    events: EventRecorder
-    now: Callable[[], datetime]
-    """The wall clock that stamps status."""
+    def __init__(
+        self,
+        cluster: ClusterApi,
+        store: Store,
+        queue: WorkQueue[JobKey],
+        *,
+        limits: Limits,
+        defaults: PodDefaults,
+        metrics: Metrics,
+        events: EventRecorder,
+        clocks: Clocks,
+    ) -> None:
+        """Wire the parts together.
+
+        Args:
+            cluster: The API server.
+            store: Latest known objects.
+            queue: Where a key is added again.
+            limits: Settings that policies depend on.
+            defaults: Settings of all trainer pods.
+            metrics: Counters.
+            events: Posts Kubernetes Events.
+            clocks: Wall clock and durations.
+        """
+        self.store, self.queue, self.cluster = store, queue, cluster
+        self.limits, self.metrics, self.events = limits, metrics, events
+        self.now, self.clock = clocks
+        self.notes = Notes()
+        self.pods = ClusterPods(cluster, defaults)
+        self.observer = Observer(
+            cluster,
+            store,
+            self.notes,
+            StrategyReader(cluster, self.clock),
+            PodEventReader(cluster, self.clock),
+            self.now,
+            self.clock,
+        )
+        self.applier = Applier(cluster, store, self.notes, self.pods, self.clock)
 
     async def work(self, key: JobKey, waited_seconds: float) -> None:
         """Reconcile one key; errors become conditions, logs and a backoff, never an exception."""
         self.metrics.queue_lag(waited_seconds)
-        began = monotonic()
+        began = self.clock()
         try:
             await self._reconcile(key)
         except Exception as error:  # one poisonous object must not end a worker
-            delay = self.queue.retry(key)
-            self.metrics.reconcile(monotonic() - began, "error")
+            delay = self.queue.add_rate_limited(key)
+            self.metrics.reconcile(self.clock() - began, "error")
             self._log_failure(key, error, delay)
             return
         self.queue.forget(key)
-        self.metrics.reconcile(monotonic() - began, "ok")
-
-    @property
-    def _applier(self) -> Applier:
-        return Applier(self.cluster, self.store, self.limits)
+        self.metrics.reconcile(self.clock() - began, "ok")
 
     async def _reconcile(self, key: JobKey) -> None:
-        try:
-            snapshot = await observe(self.cluster, self.store, key)
-        except ValidationError as invalid:
-            await self._write_invalid(key, invalid)
-            return
+        snapshot = await self.observer.observe(key)
         plan = decide(snapshot, self.now(), self.limits)
-        job = snapshot.job
-        try:
-            await self._applier.apply(key.namespace, job, plan)
-        except (NotFound, Conflict, Invalid):
-            await self._refresh(key)  # the store was behind the server
-            raise
-        if job is not None and plan.start is not None:
-            try:
-                await self._applier.start(job, plan.start)
-            except (ApiError, NameConflictError) as refused:
-                if not _is_refusal(refused):
-                    raise
-                await self._write_create_failure(key, refused)
-                return
-        if job is not None:
-            self._record_events(key, job, plan)
+        plan = await self._apply(key, snapshot, plan)
+        if snapshot.job is None:
+            return
+        if plan.start is not None:
+            plan = await self._start(key, snapshot, plan)
+        if plan.expire:
+            await self._expire(key, snapshot.job, plan)
+            return
+        self._record(key, snapshot.job, plan)
         if plan.requeue_seconds is not None:
             self.queue.add_after(key, plan.requeue_seconds)
 
-    def _record_events(self, key: JobKey, job: JobView, plan: Plan) -> None:
-        """Events and counters, after the status they speak of is written."""
-        raw = self.store.jobs.get(key)
+    async def _apply(self, key: JobKey, snapshot: Snapshot, plan: Plan) -> Plan:
+        """Carry out the plan.
+
+        A status that the server calls invalid is decided again without foreign parts, so that one
+        bad value cannot hold the job.
+        """
+        job = snapshot.job
+        try:
+            await self.applier.apply(key.namespace, job, plan)
+        except Invalid as refused:
+            if job is None or plan.status is None:
+                raise
+            log.error("status refused: %s", refused, extra=_where(key, job))
+            words = sanitize(refused.message)[:300]
+            plan = decide(replace(snapshot, status_refused=words), self.now(), self.limits)
+            await self._write_fresh(key, job, plan)
+        except (NotFound, Conflict):
+            await self._refresh(key)
+            raise
+        return plan
+
+    async def _write_fresh(self, key: JobKey, job: JobView, plan: Plan) -> None:
+        try:
+            await self.applier.apply(key.namespace, job, plan)
+        except (NotFound, Conflict, Invalid):
+            await self._refresh(key)
+            raise
+
+    async def _start(self, key: JobKey, snapshot: Snapshot, plan: Plan) -> Plan:
+        """Create the children of the attempt; a refusal is decided like everything else."""
+        job, start = snapshot.job, plan.start
+        assert job is not None  # noqa: S101 - a plan with a start has a job
+        assert start is not None  # noqa: S101 - as above
+        try:
+            await self.applier.start(job, start)
+        except (ApiError, NameConflictError) as error:
+            failure = self._create_failure(key, error)
+            if failure is None:
+                raise
+            self._record(key, job, replace(plan, start=None))
+            observed = await self.observer.observe(key)
+            if observed.job is None:
+                return Plan()
+            failed = replace(observed, create_failure=failure)
+            return await self._apply(key, failed, decide(failed, self.now(), self.limits))
+        self._count_attempt(job, start.attempt)
+        return plan
+
+    def _create_failure(
+        self, key: JobKey, error: ApiError | NameConflictError
+    ) -> CreateFailure | None:
+        """What the user is told about a start that failed; None for a hiccup of the server."""
+        if isinstance(error, NameConflictError):
+            return CreateFailure(CreateFailureKind.NAME_CONFLICT, sanitize(str(error)))
+        words = error.message.lower()
+        text = sanitize(error.message)
+        from_admission = any(w in words for w in _ADMISSION_WORDS)
+        if isinstance(error, Invalid) and not from_admission:
+            return CreateFailure(CreateFailureKind.INVALID, text)
+        is_webhook = any(w in words for w in _WEBHOOK_WORDS)
+        is_lasting = self.queue.failures(key) + 1 >= SHOWN_AFTER_FAILURES
+        if error.status in _REFUSED or is_webhook or from_admission or is_lasting:
+            return CreateFailure(CreateFailureKind.REFUSED, text)
+        return None
+
+    async def _expire(self, key: JobKey, job: JobView, plan: Plan) -> None:
+        """Tell the result for the last time, then delete the TrainingJob."""
         for event in plan.events:
-            if raw is not None:
-                self.events.record(raw, event.kind, event.reason, event.message)
-            log.info(
-                "%s: %s",
-                event.reason,
-                event.message,
-                extra={"namespace": key.namespace, "job": key.name, "uid": job.uid},
-            )
-        if plan.start is not None:
+            await self.events.post_now(_reference(job), event.kind, event.reason, event.message)
+            log.info("%s: %s", event.reason, event.message, extra=_where(key, job))
+        try:
+            await self.applier.expire(job)
+        except (NotFound, Conflict):
+            await self._refresh(key)
+            raise
+        self.metrics.job_expired()
+
+    def _record(self, key: JobKey, job: JobView, plan: Plan) -> None:
+        """Events and metrics, after the status that they are about is written."""
+        for event in plan.events:
+            self.events.record(_reference(job), event.kind, event.reason, event.message)
+            log.info("%s: %s", event.reason, event.message, extra=_where(key, job, plan.status))
+        if plan.status is not None and plan.status != job.status:
+            self._measure(job, plan.status)
+
+    def _measure(self, job: JobView, status: TrainingJobStatus) -> None:
+        note, before = self.notes.of(job.uid, self.clock()), job.status
+        if job.spec.cancel and note.cancel_seen is None:
+            note.cancel_seen = self.clock()
+        if status.disruptions > before.disruptions:
+            self.metrics.disruption()
+        if status.phase == Phase.RUNNING and before.start_time is None:
+            self._count_attempt(job, status.attempt)
+            self.metrics.time_to_running(self.clock() - note.first_seen)
+        if is_true(status, ConditionType.FINISHED) and not is_true(before, ConditionType.FINISHED):
+            self.metrics.job_finished(status.phase)
+            if status.phase == Phase.CANCELLED and note.cancel_seen is not None:
+                self.metrics.cancel(self.clock() - note.cancel_seen)
+
+    def _count_attempt(self, job: JobView, attempt: int) -> None:
+        note: Note = self.notes.of(job.uid, self.clock())
+        if note.counted_attempt < attempt:
+            note.counted_attempt = attempt
             self.metrics.attempt_started()
-        if plan.status is not None and plan.events:
-            self._measure(plan.status, raw)
-
-    def _measure(self, status: TrainingJobStatus, raw: Raw | None) -> None:
-        if status.phase == Phase.RUNNING and status.attempt == 1 and raw is not None:
-            created = datetime.fromisoformat(raw["metadata"]["creationTimestamp"])
-            self.metrics.time_to_running((self.now() - created).total_seconds())
-        receipt = status.cancellation
-        if status.phase == Phase.CANCELLED and receipt is not None:
-            asked = datetime.fromisoformat(receipt.requested_time)
-            self.metrics.cancel((self.now() - asked).total_seconds())
-
-    async def _write_create_failure(
-        self, key: JobKey, refused: ApiError | NameConflictError
-    ) -> None:
-        """The server's words go where the user looks; the next try comes after a while."""
-        reason = (
-            Reason.NAME_CONFLICT if isinstance(refused, NameConflictError) else Reason.FAILED_CREATE
-        )
-        snapshot = await observe(self.cluster, self.store, key)
-        if snapshot.job is None:
-            return
-        case = PolicyInput(snapshot=snapshot, job=snapshot.job, now=self.now(), limits=self.limits)
-        plan = finish(case.job, create_failed(case, reason, sanitize(str(refused))), case.now)
-        await self._applier.write_status(case.job, plan)
-        self._record_events(key, case.job, plan)
-        self.queue.add_after(key, plan.requeue_seconds or 0.0)
-
-    async def _write_invalid(self, key: JobKey, invalid: ValidationError) -> None:
-        """The schema should make this impossible; if not, it is one job's condition."""
-        raw = self.store.jobs[key]
-        if raw.get("status", {}).get("phase") == Phase.FAILED:
-            return
-        first = invalid.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        job = _placeholder_view(raw)
-        draft = PolicyResult(
-            phase=Phase.FAILED,
-            reason=Reason.INVALID_REQUEST,
-            message=sanitize(f"{where}: {first['msg']}; correct it in a new TrainingJob"),
-            changes={"completion_time": format_timestamp(self.now())},
-        )
-        plan = finish(job, draft, self.now())
-        await self._applier.write_status(job, plan)
-        self._record_events(key, job, plan)
 
     async def _refresh(self, key: JobKey) -> None:
-        """The store was behind the server: look again before the next try."""
+        """The store was behind the server, or ahead of a restored one: read the object again."""
+        before = self.store.jobs.get(key)
         raw = await self.cluster.get(TRAINING_JOBS, key.namespace, key.name)
-        known = self.store.jobs.get(key)
-        if raw is not None:
-            self.store.put_job(raw)
-        elif known is not None:
-            self.store.drop_job(key, known["metadata"]["uid"])
+        self.store.put_live_job(key, raw, before)
 
     def _log_failure(self, key: JobKey, error: Exception, delay: float) -> None:
         expected = isinstance(error, ApiError | NameConflictError)
         level = logging.WARNING if expected else logging.ERROR
+        known = self.store.jobs.get(key)
         log.log(
-            logging.DEBUG if isinstance(error, Conflict) else level,  # somebody else wrote, too
-            "reconcile failed, next try in %.1f s: %s",
+            logging.DEBUG if isinstance(error, Conflict) else level,  # another client wrote, too
+            "reconcile failed, retrying in %.1f s: %s",
             delay,
             error,
             exc_info=None if expected else error,
-            extra={"namespace": key.namespace, "job": key.name},
+            extra={
+                "namespace": key.namespace,
+                "job": key.name,
+                **({"uid": known.uid} if known is not None else {}),
+            },
         )
 
 
-def _is_refusal(error: ApiError | NameConflictError) -> bool:
-    """Whether the request is the trouble; otherwise it is the server, and we just try again."""
-    return isinstance(error, NameConflictError) or error.status in _REFUSED
+def _reference(job: JobView) -> Raw:
+    """What an Event needs of the TrainingJob that it is about; the store may not keep its body."""
+    return {"metadata": {"namespace": job.namespace, "name": job.name, "uid": job.uid}}
 
 
-def _placeholder_view(raw: Raw) -> JobView:
-    """What can be said of a TrainingJob whose spec or status cannot be parsed."""
-    metadata = raw["metadata"]
-    return JobView(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        generation=metadata["generation"],
-        deleting="deletionTimestamp" in metadata,
-        labels={},
-        spec=_NO_SPEC,
-        status=TrainingJobStatus(),
-        resource_version=metadata["resourceVersion"],
-    )
+def _where(key: JobKey, job: JobView, status: TrainingJobStatus | None = None) -> dict[str, object]:
+    """Fields by which a log line is found."""
+    attempt = (status or job.status).attempt
+    return {"namespace": key.namespace, "job": key.name, "uid": job.uid, "attempt": attempt}

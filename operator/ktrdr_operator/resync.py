@@ -1,24 +1,40 @@
-"""Resync: the whole truth by LIST, at the start, now and then, and whenever kopf lost its place.
+"""Resync: full lists of TrainingJobs and pods, at the start, periodically and after a broken watch.
 
-kopf never reports what was deleted while a watch was broken, and any event may be lost. A full list
-replaces the store and makes every TrainingJob run once. Started by `__main__`; the queue's workers
-go on.
+A watch that was broken never reports what was deleted meanwhile, and any event may be lost. A list
+is read page by page, each page is compared with the store and dropped before the next is read, and
+only what differs is enqueued. The first one waits until every watch has its place in the stream of
+events, so that whatever happens after the list is reported by a watch; workers start after it.
+
+Started by `__main__`; the queue's workers go on with `reconcile`.
 """
 
 import asyncio
 import gc
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from http import HTTPStatus
 from random import Random
 from typing import Final
 
 from ktrdr_api import names
-from ktrdr_client.cluster import PODS, TRAINING_JOBS, ApiError, ClusterApi, Resource
-from ktrdr_operator.queue import WorkQueue
-from ktrdr_operator.store import JobKey, Store
+from ktrdr_client.cluster import (
+    LIST_RESTARTS,
+    PODS,
+    TRAINING_JOBS,
+    ApiError,
+    ClusterApi,
+    Forbidden,
+    NotFound,
+)
+from ktrdr_operator.intake import Cause, priority_of
+from ktrdr_operator.metrics import Metrics
+from ktrdr_operator.queue import Priority, WorkQueue
+from ktrdr_operator.store import JobKey, KnownJob, ResyncToken, Store, job_key
 from ktrdr_operator.views import Raw
-from ktrdr_operator.watch_filter import WatchFilter
+from ktrdr_operator.watches import Watches
 
 log: Final = logging.getLogger(__name__)
 
@@ -26,92 +42,157 @@ JITTER: Final = 0.2
 """Share by which the period varies, so that replicas and operators do not list in step."""
 SETTLE_SECONDS: Final = 5.0
 """Between a new list of kopf's and ours, so that a burst of them costs one."""
-
-
-def merge(before: list[Raw], now: list[Raw], listed: list[Raw]) -> list[Raw]:
-    """Correct a list by what the watches have said while it was being made.
-
-    Args:
-        before: the store when the list began.
-        now: the store when the list ended; an object that is not the same one as before has been
-            heard of since, one that is missing has been deleted since.
-        listed: the list.
-    """
-    old = {raw["metadata"]["uid"]: raw for raw in before}
-    new = {raw["metadata"]["uid"]: raw for raw in now}
-    on_data = {uid: raw for uid, raw in new.items() if old.get(uid) is not raw}
-    settled = on_data.keys() | (old.keys() - new.keys())
-    return [*on_data.values(), *(raw for raw in listed if raw["metadata"]["uid"] not in settled)]
+MAX_RETRY_SECONDS: Final = 15.0
+"""Longest pause between two tries while the API server is unreachable at the start."""
+UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError)
+"""What a projection raises for an object without the fields that every object has."""
 
 
 @dataclass
 class Resync:
-    """Lists everything and puts it into the store and the queue."""
+    """Brings the store in line with the API server."""
 
     cluster: ClusterApi
     store: Store
     queue: WorkQueue[JobKey]
-    watch_filter: WatchFilter
+    watches: Watches
+    metrics: Metrics
     namespaces: tuple[str | None, ...]
+    """None is all namespaces."""
     period_seconds: float
     random: Random
+    now: Callable[[], datetime]
+    """The wall clock, for what a TrainingJob's TTL is compared with."""
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set after the first resync: the store is complete."""
+    _skipped: set[str] = field(default_factory=set)
+    """Namespaces that could not be read at the latest resync."""
 
     async def run(self) -> None:
-        """Resync for ever; a failed one is tried again at the next turn."""
+        """Resync until cancelled."""
+        await self.watches.positioned.wait()
+        await self._retry(self.once, "full list")
+        # Most of what exists now stays: the garbage collector need not traverse it again and again.
+        gc.collect()
+        gc.freeze()
+        self.filled.set()
         while True:
-            period = self.period_seconds * self.random.uniform(1 - JITTER, 1 + JITTER)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.watch_filter.relisted.wait(), period)
-                await asyncio.sleep(SETTLE_SECONDS)
-            self.watch_filter.relisted.clear()
-            try:
-                await self.once()
-            except ApiError as error:
-                log.warning("resync failed, the watches go on: %s", error)
+            await self._wait_until_due()
+            await self._retry(self.once, "full list")
 
-    async def first(self) -> None:
-        """Fill the store before any worker starts; the API server is awaited for ever."""
+    async def wait_for_server(self) -> None:
+        """Wait until the API server serves TrainingJobs.
+
+        kopf must not start before: it gives up after a minute without an answer, and it never
+        watches a resource type that did not exist when it started.
+        """
+        await self._retry(self._read_one, "first request")
+
+    async def once(self) -> None:
+        """List, compare, enqueue what differs.
+
+        Raises:
+            ApiError: the list is incomplete; nothing was dropped.
+        """
+        self.watches.relisted.clear()
+        for _ in range(LIST_RESTARTS):
+            try:
+                await self._list_all(self.store.begin_resync())
+                break
+            except ApiError as error:
+                if error.status != HTTPStatus.GONE:  # 410: the continue token has expired
+                    raise
+                expired = error
+        else:
+            raise expired
+        self._schedule_deletions()
+
+    async def _wait_until_due(self) -> None:
+        period = self.period_seconds * self.random.uniform(1 - JITTER, 1 + JITTER)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.watches.relisted.wait(), period)
+            await asyncio.sleep(SETTLE_SECONDS)
+
+    async def _retry(self, call: Callable[[], Awaitable[None]], what: str) -> None:
+        """Await a call until the API server answers as expected."""
         delay = 0.5
         while True:
             try:
-                await self.once()
-                break
+                await call()
+                return
             except ApiError as error:
-                log.warning("first listing failed, next try in %.1f s: %s", delay, error)
+                log.warning("%s failed, retrying in %.1f s: %s", what, delay, error)
             await asyncio.sleep(self.random.uniform(delay / 2, delay))
-            delay = min(delay * 2, 15.0)
-        # What is there now mostly stays: the garbage collector need not walk it again and again.
-        gc.collect()
-        gc.freeze()
+            delay = min(delay * 2, MAX_RETRY_SECONDS)
 
-    async def once(self) -> None:
-        """List, replace, enqueue.
-
-        Raises:
-            ApiError: the store is as it was.
-        """
-        jobs_before, pods_before = self._jobs(), self._pods()
-        jobs = await self._list(TRAINING_JOBS, "")
-        pods = await self._list(PODS, names.LABEL_JOB)
-        jobs = merge(jobs_before, self._jobs(), jobs)
-        pods = merge(pods_before, self._pods(), pods)
-        touched = self.store.replace(jobs, pods)
-        self.watch_filter.forget_all_but({raw["metadata"]["uid"] for raw in (*jobs, *pods)})
-        for key in touched:
-            self.queue.add(key)
-        log.debug("resync: %d TrainingJobs, %d pods", len(jobs), len(pods))
-
-    def _jobs(self) -> list[Raw]:
-        return list(self.store.jobs.values())
-
-    def _pods(self) -> list[Raw]:
-        return [pod for pods in self.store.pods.values() for pod in pods.values()]
-
-    async def _list(self, resource: Resource, label_selector: str) -> list[Raw]:
-        found: list[Raw] = []
+    async def _read_one(self) -> None:
         for namespace in self.namespaces:
-            objects, _ = await self.cluster.list(resource, namespace, label_selector=label_selector)
-            for raw in objects:
-                raw["metadata"].pop("managedFields", None)  # half of the memory, and never read
-            found += objects
-        return found
+            with suppress(Forbidden):  # an answer; the watch session waits for permission
+                await self.cluster.list(TRAINING_JOBS, namespace, limit=1)
+
+    async def _list_all(self, token: ResyncToken) -> None:
+        skipped: set[str] = set()
+        for namespace in self.namespaces:
+            try:
+                await self._list_namespace(token, namespace)
+            except (Forbidden, NotFound) as error:
+                if namespace is None:
+                    raise
+                skipped.add(namespace)
+                log.debug("namespace %s skipped: %s", namespace, error)  # `watches` warns once
+        for key in self.store.finish_resync(token, skipped):
+            self._add(key)
+        for namespace in skipped & self._skipped:  # not a passing refusal
+            self.store.forget_namespace(namespace)
+        self._skipped = skipped
+        self.metrics.unreadable_namespaces(len(skipped))
+
+    async def _list_namespace(self, token: ResyncToken, namespace: str | None) -> None:
+        # Jobs first: whether a finished pod is kept depends on its job.
+        async for page in self.cluster.pages(TRAINING_JOBS, namespace):
+            for raw in page:
+                self._take_job(token, raw)
+        selector = names.LABEL_JOB
+        async for page in self.cluster.pages(PODS, namespace, label_selector=selector):
+            for raw in page:
+                self._take_pod(token, raw)
+
+    def _take_job(self, token: ResyncToken, raw: Raw) -> None:
+        try:
+            if self.store.put_listed_job(token, raw):
+                self._add(job_key(raw))
+        except UNREADABLE:
+            _log_unreadable(raw)
+
+    def _take_pod(self, token: ResyncToken, raw: Raw) -> None:
+        try:
+            if (key := self.store.put_listed_pod(token, raw)) is not None:
+                self._add(key)
+        except UNREADABLE:
+            _log_unreadable(raw)
+
+    def _add(self, key: JobKey) -> None:
+        self.queue.add(key, priority_of(Cause.LISTED, self.store.jobs.get(key)))
+
+    def _schedule_deletions(self) -> None:
+        """Enqueue finished TrainingJobs for the time when their TTL is over."""
+        now = self.now()
+        for key, job in self.store.jobs.items():
+            if (due := _deletion_time(job)) is not None:
+                self.queue.add_after(key, (due - now).total_seconds(), Priority.STATUS_ONLY)
+
+
+def _deletion_time(job: KnownJob) -> datetime | None:
+    if not job.is_settled or job.ttl_seconds is None:
+        return None
+    try:
+        return datetime.fromisoformat(job.finished_time) + timedelta(seconds=job.ttl_seconds)
+    except (ValueError, OverflowError):
+        return None  # no such time: the TrainingJob stays
+
+
+def _log_unreadable(raw: Raw) -> None:
+    """One unreadable object must not keep all others from being listed."""
+    metadata = raw.get("metadata", {})
+    where = {"namespace": metadata.get("namespace"), "job": metadata.get("name")}
+    log.exception("%s not readable", raw.get("kind"), extra=where)

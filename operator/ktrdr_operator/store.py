@@ -1,168 +1,337 @@
-"""What the watches have said last: the operator's memory, rebuilt from a LIST at every start.
+"""Store: what is known of every TrainingJob and its pods, small enough to hold 10,000 of each.
 
-`handlers` and the periodic LIST write it, `observe` reads it. Nothing here is truth: a decision
-that would hurt if the store were stale asks the API server first. Raw objects stay raw until
-`observe` parses them: an object we cannot parse is one job's condition and nobody else's problem.
+Written by `intake` (watch events), `resync` (lists), `apply` (answers to our own writes) and
+`observe` (live GETs); read by `observe`, `metrics` and `report_interval`. Which of two reports is
+newer is decided by `latest`. Rebuilt from a list at every start: nothing here is truth, and a
+decision that would do harm if the store were stale asks the API server first.
+
+Objects are kept as `projections`, not as parsed JSON. A TrainingJob that is finished and settled is
+kept without its body, and its finished pods are not kept at all.
 """
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
 
-from ktrdr_api import names
-from ktrdr_operator.views import Raw, training_job_uid
+from ktrdr_api.conditions import Phase
+from ktrdr_operator.latest import Latest, Listing
+from ktrdr_operator.projections import JobKey as JobKey
+from ktrdr_operator.projections import KnownJob as KnownJob
+from ktrdr_operator.projections import KnownPod as KnownPod
+from ktrdr_operator.projections import PodKey as PodKey
+from ktrdr_operator.projections import (
+    is_decisive_progress,
+    known_job,
+    known_pod,
+    pod_essence,
+    progress_of,
+)
+from ktrdr_operator.projections import job_key as job_key
+from ktrdr_operator.projections import owner_key as owner_key
+from ktrdr_operator.snapshot import PodView
+from ktrdr_operator.views import Raw, view_pod
 
-
-class ProgressVersion(NamedTuple):
-    """What a trainer's report changes in a TrainingJob."""
-
-    resource_version: str
-    progress: Raw | None
-
-
-class JobKey(NamedTuple):
-    """Identity of a TrainingJob as a queue key."""
-
-    namespace: str
-    name: str
-
-
-def job_key(raw: Raw) -> JobKey:
-    """Key of a TrainingJob."""
-    metadata = raw["metadata"]
-    return JobKey(metadata["namespace"], metadata["name"])
-
-
-def owner_key(pod: Raw) -> JobKey | None:
-    """Key of the TrainingJob that a pod's label names; None for a pod without the label."""
-    metadata = pod["metadata"]
-    job = metadata.get("labels", {}).get(names.LABEL_JOB)
-    return JobKey(metadata["namespace"], job) if job else None
+DELETED_PODS_PER_JOB: Final = 8
+"""Anybody may create and delete pods that carry a TrainingJob's label; more are not remembered."""
 
 
-def is_older(raw: Raw, known: Raw | None) -> bool:
-    """Whether the store already has a newer state, such as the answer to a write of ours.
+@dataclass(slots=True)
+class ResyncToken:
+    """A full list of TrainingJobs and pods in progress."""
 
-    Source: resource versions of one object are comparable as numbers since Kubernetes 1.35
-    (KEP-5504), and were so before with etcd.
-    """
-    if known is None or known["metadata"]["uid"] != raw["metadata"]["uid"]:
-        return False
-    return int(raw["metadata"]["resourceVersion"]) < int(known["metadata"]["resourceVersion"])
+    jobs: Listing[JobKey]
+    pods: Listing[PodKey]
 
 
-@dataclass
 class Store:
-    """Newest known TrainingJobs, pods and progress values."""
+    """Latest known TrainingJobs and pods, and what is shared by all of them."""
 
-    jobs: dict[JobKey, Raw] = field(default_factory=dict)
-    pods: dict[JobKey, dict[str, Raw]] = field(default_factory=dict)
-    """By TrainingJob, then by pod name."""
-    gone: dict[JobKey, dict[str, Raw]] = field(default_factory=dict)
-    """Last words of deleted pods: their exit code may still be the verdict of an attempt."""
-    dead: set[str] = field(default_factory=set)
-    """UIDs of TrainingJobs that the API server has said to be gone: none of them comes back."""
-    own_write_versions: set[str] = field(default_factory=set)
-    """Versions that writes of ours have made, until the watch has brought them."""
-    report_period_seconds: int | None = None
-    """What trainers should wait between reports; see `pace`."""
-    latest_progress: dict[str, ProgressVersion] = field(default_factory=dict)
-    """The newest, by UID of the TrainingJob; most are of events that never reach a handler."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin empty.
 
-    def put_job(self, raw: Raw) -> JobKey:
-        """Remember a TrainingJob, unless something newer is known; forget a same-named one."""
-        key = job_key(raw)
-        before = self.jobs.get(key)
-        if raw["metadata"]["uid"] in self.dead or is_older(raw, before):
-            return key
-        if before is not None and before["metadata"]["uid"] != raw["metadata"]["uid"]:
-            self.latest_progress.pop(before["metadata"]["uid"], None)
-        self.jobs[key] = raw
-        self.put_progress(raw)
-        return key
+        Args:
+            clock: monotonic seconds.
+        """
+        self._clock = clock
+        self._jobs: Latest[JobKey, KnownJob] = Latest(clock, self._on_job)
+        self._pods: Latest[PodKey, KnownPod] = Latest(clock, self._on_pod)
+        self._pods_of: dict[JobKey, set[PodKey]] = {}
+        self._deleted_pods: dict[JobKey, dict[str, PodView]] = {}
+        self.report_interval_seconds: int | None = None
+        """How long trainers should wait between reports; see `report_interval`."""
+        self.silence_seconds: float = 300.0
+        """A report after so long a silence is passed on: status may say NotReporting."""
+
+    @property
+    def jobs(self) -> dict[JobKey, KnownJob]:
+        """TrainingJobs that exist; read only."""
+        return self._jobs.records
+
+    def job_raw(self, key: JobKey) -> Raw | None:
+        """Decode a TrainingJob; None when it is unknown or its body is not kept."""
+        known = self.jobs.get(key)
+        if known is None or not known.body:
+            return None
+        return known.decode()
+
+    def pods_of(self, key: JobKey) -> tuple[PodView, ...]:
+        """Pods of a TrainingJob that exist, then deleted ones of its current attempt."""
+        existing = (self._pods.records[pod].view for pod in sorted(self._pods_of.get(key, ())))
+        return (*existing, *self._deleted_pods.get(key, {}).values())
+
+    def pod(self, key: JobKey, name: str) -> KnownPod | None:
+        """A pod that exists."""
+        return self._pods.records.get(PodKey(key.namespace, name))
+
+    def is_deleted(self, uid: str) -> bool:
+        """Whether the TrainingJob with this UID was deleted a short while ago."""
+        return self._jobs.is_deleted(uid)
+
+    def seconds_since_report(self, key: JobKey) -> float | None:
+        """Seconds since the latest progress, or else the object, was received."""
+        known = self.jobs.get(key)
+        return None if known is None else self._clock() - known.reported_at
+
+    def progress_age_seconds(self) -> float:
+        """Longest silence of a running TrainingJob; by our clock, never the trainer's."""
+        now = self._clock()
+        running = (job for job in self.jobs.values() if job.phase == Phase.RUNNING)
+        return max((now - job.reported_at for job in running), default=0.0)
+
+    # Watch events.
+
+    def put_job(self, raw: Raw, size_bytes: int = 0) -> bool:
+        """Take an event of a TrainingJob.
+
+        Args:
+            raw: the object.
+            size_bytes: its size on the wire; 0 measures it.
+
+        Returns:
+            Whether a decision may depend on it. False when it is older than what is known,
+            changed nothing but the progress, or is the first news of a settled job.
+        """
+        key, metadata = job_key(raw), raw["metadata"]
+        if not self._jobs.is_news(key, metadata["uid"], int(metadata["resourceVersion"])):
+            return False
+        known = self.jobs.get(key)
+        record = self._project(key, raw, size_bytes)
+        self._jobs.put(key, record)
+        return self._asks_for_decision(known, record)
+
+    def drop_job(self, key: JobKey, uid: str, version: int = 0) -> bool:
+        """Take the deletion of a TrainingJob; a newer one of the same name stays."""
+        return self._jobs.drop(key, uid, version)
+
+    def put_pod(self, raw: Raw) -> bool:
+        """Take an event of a pod.
+
+        Returns:
+            Whether a decision may depend on it.
+
+        Raises:
+            KeyError, TypeError, ValueError: the pod is not readable.
+        """
+        key, metadata = owner_key(raw), raw["metadata"]
+        pod, version = PodKey(metadata["namespace"], metadata["name"]), metadata["resourceVersion"]
+        if key is None or not self._pods.is_news(pod, metadata["uid"], int(version)):
+            return False
+        known, record = self._pods.records.get(pod), known_pod(key, raw)
+        if not self._is_kept(record):
+            self._pods.forget(pod)
+            return known is not None
+        self._pods.put(pod, record)
+        if known is None:
+            return True
+        # A deleted TrainingJob has already been reconciled: the end of its pods is under way.
+        is_over = self.is_deleted(record.view.owner_uid)
+        return not is_over and pod_essence(known.view) != pod_essence(record.view)
+
+    def drop_pod(self, raw: Raw) -> bool:
+        """Take the deletion of a pod.
+
+        Returns:
+            Whether a decision may depend on it: not if its TrainingJob is deleted or settled.
+
+        Raises:
+            KeyError, TypeError, ValueError: the pod is not readable.
+        """
+        key, metadata = owner_key(raw), raw["metadata"]
+        if key is None:
+            return False
+        pod = PodKey(metadata["namespace"], metadata["name"])
+        if self._pods.drop(pod, metadata["uid"], int(metadata["resourceVersion"])):
+            self._remember_deleted(key, view_pod(raw, gone=True))
+        job = self.jobs.get(key)
+        return job is not None and not job.is_settled
+
+    # Answers to requests of ours.
+
+    def put_live_job(self, key: JobKey, raw: Raw | None, before: KnownJob | None) -> None:
+        """Take the answer of a GET that was sent when `before` was the record.
+
+        The body of a settled job is kept until the next resync: it was asked for.
+        """
+        record = None if raw is None else self._project(key, raw, 0, keep_body=True)
+        self._jobs.put_live(key, record, before)
+
+    def put_live_pod(
+        self, key: JobKey, name: str, raw: Raw | None, before: KnownPod | None
+    ) -> None:
+        """Take the answer of a GET that was sent when `before` was the record.
+
+        A pod that exists is kept even if it has lost the label that the watch selects by.
+        """
+        pod = PodKey(key.namespace, name)
+        record = None if raw is None else known_pod(key, raw)
+        if record is not None and not self._is_kept(record):
+            self._pods.forget(pod)
+            return
+        self._pods.put_live(pod, record, before)
+        if before is not None and self._pods.records.get(pod) is None:
+            self._remember_deleted(before.job, replace(before.view, gone=True))
 
     def put_own_write(self, raw: Raw) -> None:
-        """Remember a TrainingJob as the answer to a write of ours has it.
-
-        The write was refused unless the object had the version that was known: this is no news.
-        """
+        """Take the answer to a status write of ours; its echo on the watch is no news then."""
         self.put_job(raw)
-        self.own_write_versions.add(raw["metadata"]["resourceVersion"])
 
-    def take_own_write(self, raw: Raw) -> bool:
-        """Whether a write of ours made this version; asked once, by the watch."""
-        version = raw["metadata"]["resourceVersion"]
-        own_write_versions = version in self.own_write_versions
-        self.own_write_versions.discard(version)
-        return own_write_versions
-
-    def put_progress(self, raw: Raw) -> None:
-        """Remember the progress and the version of a TrainingJob, unless newer ones are known."""
+    def put_created_pod(self, key: JobKey, raw: Raw) -> None:
+        """Take a pod as it was created; its ADDED event is no news then."""
         metadata = raw["metadata"]
-        uid, version = metadata["uid"], metadata["resourceVersion"]
-        known = self.latest_progress.get(uid)
-        if known is None or int(known.resource_version) < int(version):
-            self.latest_progress[uid] = ProgressVersion(
-                version, raw.get("status", {}).get("progress")
-            )
+        pod = PodKey(metadata["namespace"], metadata["name"])
+        self._pods.put(pod, known_pod(key, raw))
 
-    def drop_job(self, key: JobKey, uid: str) -> None:
-        """A TrainingJob is gone: forget it, unless a newer one has taken its name."""
-        self.dead.add(uid)
-        self.latest_progress.pop(uid, None)
-        current = self.jobs.get(key)
-        if current is not None and current["metadata"]["uid"] == uid:
-            del self.jobs[key]
-            self.gone.pop(key, None)
+    # Full lists.
 
-    def put_pod(self, raw: Raw) -> JobKey | None:
-        """Remember a pod, unless something newer is known; returns its TrainingJob."""
-        key = owner_key(raw)
-        if key is None:
+    def begin_resync(self) -> ResyncToken:
+        """Begin a full list, before its first request is sent."""
+        return ResyncToken(self._jobs.begin_list(), self._pods.begin_list())
+
+    def put_listed_job(self, token: ResyncToken, raw: Raw, size_bytes: int = 0) -> bool:
+        """Take a TrainingJob of a list; returns whether a decision may depend on it."""
+        key, metadata = job_key(raw), raw["metadata"]
+        version = (metadata["uid"], int(metadata["resourceVersion"]))
+        if not self._jobs.is_listed_news(token.jobs, key, version):
+            return False
+        known, record = self.jobs.get(key), self._project(key, raw, size_bytes)
+        self._jobs.put_listed(token.jobs, key, record)
+        return self._asks_for_decision(known, record)
+
+    def put_listed_pod(self, token: ResyncToken, raw: Raw) -> JobKey | None:
+        """Take a pod of a list; returns its TrainingJob if a decision may depend on it.
+
+        Raises:
+            KeyError, TypeError, ValueError: the pod is not readable.
+        """
+        key, metadata = owner_key(raw), raw["metadata"]
+        pod = PodKey(metadata["namespace"], metadata["name"])
+        version = (metadata["uid"], int(metadata["resourceVersion"]))
+        if key is None or not self._pods.is_listed_news(token.pods, pod, version):
             return None
-        name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
-        gone, known = self.gone.get(key, {}).get(name), self.pods.get(key, {}).get(name)
-        is_gone = gone is not None and gone["metadata"]["uid"] == uid
-        if not is_gone and not is_older(raw, known):
-            self.pods.setdefault(key, {})[name] = raw
-        return key
+        record, known = known_pod(key, raw), self._pods.records.get(pod)
+        if not self._is_kept(record):
+            self._pods.forget(pod)
+            return None if known is None else key
+        self._pods.put_listed(token.pods, pod, record)
+        is_same = known is not None and pod_essence(known.view) == pod_essence(record.view)
+        return None if is_same else key
 
-    def put_pod_if_unknown(self, raw: Raw) -> None:
-        """Remember a pod just created, unless the watch has said something newer of it."""
-        key = owner_key(raw)
-        name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
-        places = () if key is None else (self.pods.get(key, {}), self.gone.get(key, {}))
-        if not any(name in place and place[name]["metadata"]["uid"] == uid for place in places):
-            self.put_pod(raw)
+    def finish_resync(
+        self, token: ResyncToken, skipped_namespaces: Collection[str] = ()
+    ) -> set[JobKey]:
+        """Drop what was in no list; returns the TrainingJobs that this concerns.
 
-    def drop_pod(self, raw: Raw) -> JobKey | None:
-        """Move a pod to the gone ones, unless a newer one has taken its name."""
-        key = owner_key(raw)
-        if key is None:
-            return None
-        known, name = self.pods.get(key, {}), raw["metadata"]["name"]
-        if name in known and known[name]["metadata"]["uid"] == raw["metadata"]["uid"]:
-            del known[name]
-        if not known:
-            self.pods.pop(key, None)
-        if key in self.jobs:
-            self.gone.setdefault(key, {})[name] = raw
-        return key
+        Args:
+            token: what `begin_resync` returned.
+            skipped_namespaces: namespaces that could not be listed; they stay as they are.
+        """
+        pods_before = dict(self._pods.records)
+        jobs = self._jobs.finish_list(token.jobs, lambda k: k.namespace not in skipped_namespaces)
+        pods = self._pods.finish_list(token.pods, lambda k: k.namespace not in skipped_namespaces)
+        self._drop_bodies()
+        for known in (pods_before[pod] for pod in pods):
+            self._remember_deleted(known.job, replace(known.view, gone=True))
+        return {*jobs, *(pods_before[pod].job for pod in pods)}
 
-    def replace(self, jobs: list[Raw], pods: list[Raw]) -> set[JobKey]:
-        """Take a full LIST as the new memory; returns every key that was or is known."""
-        touched = {*self.jobs, *self.pods}
-        self.own_write_versions.clear()
-        known_keys = {job_key(raw) for raw in jobs}
-        known_uids = {raw["metadata"]["uid"] for raw in jobs}
-        self.jobs, self.pods = {}, {}
-        self.gone = {key: value for key, value in self.gone.items() if key in known_keys}
-        self.latest_progress = {
-            uid: value for uid, value in self.latest_progress.items() if uid in known_uids
-        }
-        for raw in jobs:
-            touched.add(self.put_job(raw))
-        for raw in pods:
-            if (key := self.put_pod(raw)) is not None:
-                touched.add(key)
-        self.dead &= {training_job_uid(raw["metadata"]) for raw in pods}
-        return touched
+    def forget_namespace(self, namespace: str) -> None:
+        """Stop keeping a namespace that the operator may no longer read."""
+        for job in [key for key in self.jobs if key.namespace == namespace]:
+            self._jobs.forget(job)
+        for pod in [key for key in self._pods.records if key.namespace == namespace]:
+            self._pods.forget(pod)
+
+    def replace(self, jobs: Iterable[Raw], pods: Iterable[Raw]) -> set[JobKey]:
+        """Take a full list in one go; returns every key that changed or disappeared."""
+        token = self.begin_resync()
+        changed = {job_key(raw) for raw in jobs if self.put_listed_job(token, raw)}
+        touched = {self.put_listed_pod(token, raw) for raw in pods}
+        return changed | {key for key in touched if key} | self.finish_resync(token)
+
+    def _project(
+        self, key: JobKey, raw: Raw, size_bytes: int, *, keep_body: bool = False
+    ) -> KnownJob:
+        known, progress = self.jobs.get(key), progress_of(raw)
+        is_same = known is not None and known.uid == raw["metadata"]["uid"]
+        reported_at = self._clock()
+        if known is not None and is_same and progress == known.progress:
+            reported_at = known.reported_at
+        return known_job(raw, size_bytes=size_bytes, reported_at=reported_at, keep_body=keep_body)
+
+    def _asks_for_decision(self, known: KnownJob | None, job: KnownJob) -> bool:
+        if known is None:
+            return not job.is_settled
+        if known.uid != job.uid or known.is_settled or known.body != job.body:
+            return True
+        is_first_after_silence = job.reported_at - known.reported_at > self.silence_seconds
+        return is_first_after_silence or is_decisive_progress(known.progress, job.progress)
+
+    def _drop_bodies(self) -> None:
+        for key, job in self.jobs.items():
+            if job.is_settled and job.body:
+                self.jobs[key] = replace(job, body=b"", progress=b"")
+
+    def _is_kept(self, pod: KnownPod) -> bool:
+        job = self.jobs.get(pod.job)
+        return not pod.is_over or (job is not None and not job.is_settled)
+
+    def _on_job(self, key: JobKey, _before: KnownJob | None, job: KnownJob | None) -> None:
+        if job is not None and not job.is_settled:
+            self._forget_deleted_pods(key, job)
+            return
+        self._deleted_pods.pop(key, None)
+        for pod in list(self._pods_of.get(key, ())):
+            if self._pods.records[pod].is_over:
+                self._pods.forget(pod)
+
+    def _on_pod(self, key: PodKey, before: KnownPod | None, pod: KnownPod | None) -> None:
+        if before is not None:
+            siblings = self._pods_of[before.job]
+            siblings.discard(key)
+            if not siblings:
+                del self._pods_of[before.job]
+        if pod is not None:
+            self._pods_of.setdefault(pod.job, set()).add(key)
+            self._deleted_pods.get(pod.job, {}).pop(key.name, None)
+
+    def _remember_deleted(self, key: JobKey, view: PodView) -> None:
+        """Keep how a pod of the current attempt ended: it may be the result of the attempt."""
+        job = self.jobs.get(key)
+        if job is None or job.is_settled or not _may_matter(view, job):
+            return
+        deleted = self._deleted_pods.setdefault(key, {})
+        deleted.pop(view.name, None)
+        deleted[view.name] = view
+        if len(deleted) > DELETED_PODS_PER_JOB:
+            del deleted[next(iter(deleted))]
+
+    def _forget_deleted_pods(self, key: JobKey, job: KnownJob) -> None:
+        deleted = self._deleted_pods.get(key, {})
+        for name in [name for name, view in deleted.items() if not _may_matter(view, job)]:
+            del deleted[name]
+        if not deleted:
+            self._deleted_pods.pop(key, None)
+
+
+def _may_matter(view: PodView, job: KnownJob) -> bool:
+    return view.owner_uid == job.uid and view.attempt >= job.attempt

@@ -6,6 +6,9 @@ Foreign text (of the scheduler, the kubelet, the trainer) is made safe here.
 
 import logging
 import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -13,7 +16,7 @@ from pydantic import ValidationError
 
 from ktrdr_api import names
 from ktrdr_api.run_contract import RunResult
-from ktrdr_api.training_job import Progress, TrainingJob
+from ktrdr_api.training_job import Condition, Progress, TrainingJobSpec, TrainingJobStatus
 from ktrdr_operator.snapshot import JobView, PodView, Termination, WaitReason
 
 log: Final = logging.getLogger(__name__)
@@ -21,19 +24,32 @@ log: Final = logging.getLogger(__name__)
 Raw = dict[str, Any]
 """A Kubernetes object as JSON."""
 
-TEXT_MAX_LENGTH: Final = 900
+TEXT_MAX_LENGTH: Final = 800
 """Leaves room in a 1,024-character status message for our own words."""
-_CONTROL: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_POD_NAME: Final = re.compile(r"-(?P<attempt>[0-9]{1,9})-(?P<rank>[0-9]{1,4})$")
+_NO_VOLUME: Final = {"persistentVolumeClaim": {"claimName": "unreadable"}}
+_NO_SPEC: Final = {"strategy": {}, "data": _NO_VOLUME, "output": _NO_VOLUME}
+"""Stands in for a spec that cannot be read, so that its status can be decided."""
+_INIT_WORDS: Final = frozenset({"PodInitializing", "ContainerCreating"})
+"""Reasons that say nothing but that somebody else is being waited for."""
 
 
 def sanitize(text: str) -> str:
-    """Foreign text made safe for status: no control characters, bounded, end kept."""
-    plain = _CONTROL.sub(" ", text).strip()
+    """Foreign text made safe for status: no control or bidi characters, bounded, its end kept."""
+    kept = (" " if _is_control(c) else c for c in _ESCAPES.sub(" ", text))
+    plain = "".join(kept).encode(errors="replace").decode().strip()
     return plain if len(plain) <= TEXT_MAX_LENGTH else "..." + plain[3 - TEXT_MAX_LENGTH :]
 
 
+def _is_control(character: str) -> bool:
+    """Control, format (bidi overrides among them), surrogate or line separator; not a newline."""
+    category = unicodedata.category(character)
+    return character != "\n" and (category in ("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
 def training_job_uid(metadata: Raw) -> str:
-    """UID of the TrainingJob that controls an object; empty when it is somebody else's."""
+    """UID of the TrainingJob that controls an object; empty for another owner's object."""
     for owner in metadata.get("ownerReferences", []):
         group = owner["apiVersion"].partition("/")[0]
         if owner.get("controller") and (group, owner["kind"]) == (names.GROUP, names.KIND):
@@ -42,26 +58,86 @@ def training_job_uid(metadata: Raw) -> str:
 
 
 def view_job(raw: Raw) -> JobView:
-    """Parse a TrainingJob; progress that cannot be read counts as none."""
+    """Parse a TrainingJob. What cannot be read is left out, never an exception.
+
+    An unreadable spec is named in `unreadable`; of an unreadable status every readable field is
+    kept, so that attempt and terminal conditions do not go back.
+    """
     metadata = raw["metadata"]
-    status = dict(raw.get("status", {}))
-    reported = status.pop("progress", None)
-    parsed = TrainingJob.model_validate({"spec": raw.get("spec", {}), "status": status})
+    spec, unreadable = _spec(raw.get("spec", {}))
     return JobView(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata["generation"],
         deleting="deletionTimestamp" in metadata,
+        orphaning="orphan" in metadata.get("finalizers", []),
         labels=metadata.get("labels", {}),
-        spec=parsed.spec,
-        status=parsed.status.model_copy(update={"progress": _progress(reported, metadata)}),
+        annotations=metadata.get("annotations", {}),
+        spec=spec,
+        status=_status(raw),
         resource_version=metadata["resourceVersion"],
+        unreadable=unreadable,
     )
 
 
-def _progress(reported: Raw | None, metadata: Raw) -> Progress | None:
-    """None as well where it cannot be read: it is only a trainer's word, not the job's state."""
+def _spec(raw: Raw) -> tuple[TrainingJobSpec, str]:
+    try:
+        return TrainingJobSpec.model_validate(raw), ""
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(("spec", *(str(part) for part in first["loc"])))
+        return _readable_spec(raw), sanitize(f"{where}: {first['msg']}")
+
+
+def _readable_spec(raw: Raw) -> TrainingJobSpec:
+    """What a user may still change in a spec that cannot be read, each field by itself."""
+    spec = TrainingJobSpec.model_validate(_NO_SPEC)
+    for name in ("cancel", "ttlSecondsAfterFinished"):
+        try:
+            one = TrainingJobSpec.model_validate({**_NO_SPEC, name: raw[name]}, strict=True)
+        except (KeyError, ValidationError):
+            continue
+        spec = spec.model_copy(update=one.model_dump(include=one.model_fields_set - set(_NO_SPEC)))
+    return spec
+
+
+def _status(raw: Raw) -> TrainingJobStatus:
+    given = dict(raw.get("status", {}))
+    progress = _progress(given.pop("progress", None), raw["metadata"])
+    try:
+        status = TrainingJobStatus.model_validate(given)
+    except ValidationError:
+        status = _readable_status(given)
+    return status.model_copy(update={"progress": progress})
+
+
+def _readable_status(given: Raw) -> TrainingJobStatus:
+    """Every field that can be read by itself."""
+    readable: Raw = {}
+    for name, value in given.items():
+        kept = _readable_conditions(value) if name == "conditions" else value
+        try:
+            TrainingJobStatus.model_validate({name: kept})
+        except ValidationError:
+            continue
+        readable[name] = kept
+    return TrainingJobStatus.model_validate(readable)
+
+
+def _readable_conditions(value: object) -> list[Raw]:
+    kept = []
+    for condition in value if isinstance(value, list) else []:
+        try:
+            Condition.model_validate(condition)
+        except ValidationError:
+            continue
+        kept.append(condition)
+    return kept
+
+
+def _progress(reported: object, metadata: Raw) -> Progress | None:
+    """None as well where it cannot be read: the job's state does not depend on it."""
     if reported is None:
         return None
     try:
@@ -73,48 +149,78 @@ def _progress(reported: Raw | None, metadata: Raw) -> Progress | None:
 
 
 def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
-    """Parse a pod of ours."""
-    metadata, status = raw["metadata"], raw.get("status", {})
-    labels = metadata.get("labels", {})
-    conditions = {c["type"]: c for c in status.get("conditions", [])}
-    container = _trainer_container(status)
-    state = container.get("state", {})
+    """Parse a pod of a TrainingJob.
+
+    Attempt and rank come from the name, which cannot change; labels can.
+    """
+    metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
+    number = _POD_NAME.search(metadata["name"])
+    state = _trainer_state(status)
     termination = _termination(state.get("terminated"))
-    running = state.get("running")
-    return PodView(
+    running, created = state.get("running"), _time(metadata.get("creationTimestamp"))
+    conditions = {c["type"]: c for c in status.get("conditions", [])}
+    view = PodView(
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=training_job_uid(metadata),
-        attempt=_label_number(labels, names.LABEL_ATTEMPT),
-        rank=_label_number(labels, names.LABEL_RANK),
-        node=raw.get("spec", {}).get("nodeName"),
-        deleting="deletionTimestamp" in metadata,
+        attempt=int(number["attempt"]) if number else -1,
+        rank=int(number["rank"]) if number else -1,
+        node=spec.get("nodeName"),
+        created=created,
+        deletion_time=_time(metadata.get("deletionTimestamp")),
         gone=gone,
+        unlabelled=names.LABEL_JOB not in metadata.get("labels", {}),
         disrupted=_disrupted(status, conditions),
-        failed=status.get("phase") == "Failed",
-        pod_message=sanitize(status.get("message", "")),
-        started=_time(running["startedAt"]) if running else None,
+        phase=status.get("phase", ""),
+        message=sanitize(_pod_message(status)),
+        scheduler=spec.get("schedulerName", ""),
+        # A container that runs has started, whatever time its node says.
+        started=_time(running.get("startedAt")) or created if running is not None else None,
         termination=termination,
-        wait_reason=None if running or termination else _obstacle(conditions, state),
+        wait_reason=None,
     )
+    if running is not None or view.ended:
+        return view
+    sidecars = _sidecars(spec)
+    return replace(view, wait_reason=_wait_reason(status, conditions, state, sidecars))
 
 
-def _trainer_container(status: Raw) -> Raw:
+def _pod_message(status: Raw) -> str:
+    """The pod's own words; without any, those of the init container that made it fail."""
+    reason, message = status.get("reason", ""), status.get("message", "")
+    if reason and message:
+        return f"{reason}: {message}"
+    if reason or message or status.get("phase") != "Failed":
+        return str(reason or message)
+    statuses = status.get("initContainerStatuses", [])
+    words = (_failure_words("Init container", container) for container in statuses)
+    return next((found.message for found in words if found is not None), "")
+
+
+def _sidecars(spec: Raw) -> frozenset[str]:
+    """Init containers that go on running beside the trainer."""
+    containers = spec.get("initContainers", [])
+    return frozenset(c["name"] for c in containers if c.get("restartPolicy") == "Always")
+
+
+def _trainer_state(status: Raw) -> Raw:
     for container in status.get("containerStatuses", []):
         if container["name"] == names.TRAINER_CONTAINER:
-            found: Raw = container
-            return found
+            state: Raw = container.get("state", {})
+            return state
     return {}
-
-
-def _label_number(labels: dict[str, str], name: str) -> int:
-    value = labels.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() else -1
 
 
 def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:
     target = conditions.get("DisruptionTarget", {}).get("status") == "True"
-    return target or status.get("reason") in {"Evicted", "Preempting", "NodeLost", "Shutdown"}
+    return target or status.get("reason") in {
+        "Evicted",
+        "Preempting",
+        "NodeLost",
+        "NodeShutdown",
+        "Shutdown",
+        "Terminated",
+    }
 
 
 def _termination(terminated: Raw | None) -> Termination | None:
@@ -132,9 +238,9 @@ def _termination(terminated: Raw | None) -> Termination | None:
 
 
 def _result(message: str) -> RunResult | None:
-    """None when the trainer was killed before its last word: then this is the end of its log.
+    """None when the trainer was killed before it wrote one: then this is the end of its log.
 
-    The trainer's image is the user's choice: what it says is foreign text, and two metrics of one
+    The trainer's image is the user's choice: its result is foreign text, and two metrics of one
     name would make the API server refuse the status.
     """
     try:
@@ -145,13 +251,75 @@ def _result(message: str) -> RunResult | None:
     return result.model_copy(update={"message": sanitize(result.message), "metrics": metrics})
 
 
-def _obstacle(conditions: dict[str, Raw], state: Raw) -> WaitReason | None:
-    """None as well where nobody says a word: then it takes its course."""
+def _wait_reason(
+    status: Raw, conditions: dict[str, Raw], state: Raw, sidecars: frozenset[str]
+) -> WaitReason | None:
+    """The most specific words of the pod's own status; None where it says nothing.
+
+    The scheduler first, then init containers and sidecars (they come before the trainer), then the
+    trainer container, then other containers, then conditions such as a sandbox that failed.
+    """
     scheduled = conditions.get("PodScheduled", {})
-    holds = scheduled if scheduled.get("status") == "False" else state.get("waiting") or {}
-    message = sanitize(holds.get("message", ""))
-    return WaitReason(holds.get("reason", ""), message) if message else None
+    if scheduled.get("status") == "False" and scheduled.get("message"):
+        return WaitReason(scheduled.get("reason", ""), sanitize(scheduled["message"]))
+    others = [c for c in status.get("containerStatuses", []) if c.get("state") is not state]
+    for words in (
+        *_init_words(status.get("initContainerStatuses", []), sidecars),
+        _waiting_words("", state.get("waiting")),
+        *_container_words("Container", others),
+        *_condition_words(conditions.values()),
+    ):
+        if words is not None:
+            return words
+    return None
+
+
+def _init_words(containers: Iterable[Raw], sidecars: frozenset[str]) -> Iterable[WaitReason | None]:
+    """Init containers run one after the other, each until it has ended, or a sidecar has started.
+
+    The kubelet reports `started` of an ordinary one as well, as soon as it runs.
+    """
+    for container in containers:
+        yield from _container_words("Init container", (container,))
+        is_over = container["name"] in sidecars and container.get("started")
+        if container.get("state", {}).get("running") is not None and not is_over:
+            text = f'Init container "{container["name"]}": has not finished'
+            yield WaitReason("PodInitializing", text, is_progress=True)
+
+
+def _container_words(what: str, containers: Iterable[Raw]) -> Iterable[WaitReason | None]:
+    for container in containers:
+        prefix = f'{what} "{container["name"]}": '
+        yield _waiting_words(prefix, container.get("state", {}).get("waiting"))
+        yield _failure_words(what, container)
+
+
+def _failure_words(what: str, container: Raw) -> WaitReason | None:
+    ended = container.get("state", {}).get("terminated") or {}
+    if not ended.get("exitCode"):
+        return None
+    reason = ended.get("reason", "")
+    words = ended.get("message") or reason
+    text = f'{what} "{container["name"]}": ended with exit code {ended["exitCode"]}: {words}'
+    return WaitReason(reason, sanitize(text))
+
+
+def _waiting_words(prefix: str, waiting: Raw | None) -> WaitReason | None:
+    reason, message = (waiting or {}).get("reason", ""), (waiting or {}).get("message", "")
+    if not message and reason in ("", *_INIT_WORDS):
+        return None
+    return WaitReason(reason, sanitize(prefix + (message or reason)))
+
+
+def _condition_words(conditions: Iterable[Raw]) -> Iterable[WaitReason | None]:
+    for condition in conditions:
+        telling = condition["type"] not in ("Ready", "ContainersReady", "Initialized")
+        if telling and condition.get("status") == "False" and condition.get("message"):
+            text = f"{condition['type']}: {condition['message']}"
+            yield WaitReason(condition.get("reason", ""), sanitize(text))
 
 
 def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+    """None for the epoch as well: the kubelet's value for a container that never started."""
+    moment = datetime.fromisoformat(text) if text else None
+    return moment if moment is None or moment.year > 1970 else None

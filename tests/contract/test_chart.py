@@ -1,16 +1,15 @@
-"""What Helm makes of the chart, and whether the API server takes it."""
+"""What Helm renders from the chart, and whether the API server accepts it."""
 
-import subprocess
-from collections import defaultdict
-from pathlib import Path
-from typing import Any
+import json
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
 
+from helm import CHART, NAMESPACED, helm, render
 from kube import Kube, Raw
 
-CHART = Path(__file__).parents[2] / "charts/ktrdr"
 DIGEST = f"sha256:{'0' * 64}"
 
 EVERYTHING: Raw = {
@@ -32,48 +31,85 @@ EVERYTHING: Raw = {
     ],
     "podAnnotations": {"any": "true"},
     "podLabels": {"team": "007"},
+    "podSecurityContext": {"runAsUser": 5000, "runAsGroup": 5000},
+    "trainer": {
+        "imagePullSecrets": [{"name": "registry"}],
+        "podLabels": {"team": "quants"},
+        "podAnnotations": {"sidecar.istio.io/inject": "false"},
+        "runAsUser": 5000,
+        "fsGroup": 5000,
+    },
+    "admission": {"operatorAccounts": ["team-a/ktrdr-operator"]},
+    "rbac": {"namespaceInstall": True},
+    "networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]},
+    "flowSchema": {"enabled": True},
     "serviceAccount": {"annotations": {"any": "1"}},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
 }
 
 
-def helm(cluster: Kube, *words: str, values: Raw | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["helm", *words, f"--values={'/dev/stdin' if values else CHART / 'values.yaml'}"],
-        env=dict(cluster.environment),
-        input=yaml.safe_dump(values) if values else None,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+CLUSTER_SCOPED = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "FlowSchema",
+    "Namespace",
+    "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+}
+Id = tuple[str, str, str]
 
 
-def render(kube: Kube, values: Raw | None = None) -> dict[str, list[Raw]]:
-    """The manifests of a release with these values, by kind."""
-    done = helm(
-        kube, "template", "chart-test", str(CHART), f"--namespace={kube.namespace}", values=values
-    )
-    assert done.returncode == 0, done.stderr
-    found: defaultdict[str, list[Raw]] = defaultdict(list)
-    for manifest in yaml.safe_load_all(done.stdout):
-        found[manifest["kind"]].append(manifest)
-    return found
+def ids(manifests: dict[str, list[Raw]]) -> set[Id]:
+    """Kind, namespace (empty for a cluster-scoped kind) and name of every object, none twice."""
+    found: Counter[Id] = Counter()
+    for kind, of_kind in manifests.items():
+        for manifest in of_kind:
+            metadata = manifest["metadata"]
+            assert ("namespace" not in metadata) == (kind in CLUSTER_SCOPED), (kind, metadata)
+            found[kind, metadata.get("namespace", ""), metadata["name"]] += 1
+    assert set(found.values()) == {1}
+    return set(found)
+
+
+def environment(manifests: dict[str, list[Raw]]) -> dict[str, str]:
+    """The variables of the operator's container."""
+    container = manifests["Deployment"][0]["spec"]["template"]["spec"]["containers"][0]
+    return {entry["name"]: entry.get("value", "") for entry in container["env"]}
+
+
+def role(manifests: dict[str, list[Raw]], kind: str, name: str) -> dict[str, list[str]]:
+    """What a role grants: verbs by resource."""
+    [found] = [role for role in manifests[kind] if role["metadata"]["name"] == name]
+    return {
+        ",".join(f"{resource}.{group}".rstrip(".") for resource in rule["resources"]): rule["verbs"]
+        for rule in found["rules"]
+        for group in rule["apiGroups"]
+    }
+
+
+def team(cluster: Kube, name: str) -> Kube:
+    """A namespace that need not exist, for `helm template`."""
+    return replace(cluster, namespace=name)
 
 
 def test_lint_finds_nothing(cluster: Kube) -> None:
     done = helm(cluster, "lint", "--strict", str(CHART))
     assert (done.returncode, "WARNING" in done.stdout) == (0, False), done.stdout
+    assert "symbolic link" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("values", [None, EVERYTHING], ids=["defaults", "everything"])
-def test_server_takes_every_manifest(kube: Kube, values: Raw | None) -> None:
+def test_server_accepts_every_manifest(kube: Kube, values: Raw | None) -> None:
     manifests = render(kube, values)
-    # The server may know the one of another release, and knows no Prometheus operator.
+    # The server may have those of another release, and does not know the Prometheus operator.
     known = [
         manifest
         for kind, of_kind in manifests.items()
         if kind not in ("CustomResourceDefinition", "ServiceMonitor")
         for manifest in of_kind
+        if manifest["metadata"]["name"] != "ktrdr-trainer"
     ]
 
     answer = kube.run(
@@ -81,27 +117,184 @@ def test_server_takes_every_manifest(kube: Kube, values: Raw | None) -> None:
     )
 
     assert len(answer.splitlines()) == len(known)
-    assert ("PodDisruptionBudget" in manifests, "ServiceMonitor" in manifests) == (
-        (True, True) if values else (False, False)
-    )
+    extra = ("PodDisruptionBudget", "ServiceMonitor", "NetworkPolicy", "FlowSchema")
+    assert [kind in manifests for kind in extra] == [bool(values)] * 4
 
 
-def test_watched_namespaces_limit_the_rights_of_the_operator_to_them(kube: Kube) -> None:
-    manifests = render(kube, {"operator": {"watchNamespaces": ["one", "two"]}})
+def test_rights_of_operator_and_trainer_are_these(cluster: Kube) -> None:
+    manifests = render(team(cluster, "ops"))
 
-    assert "ClusterRoleBinding" not in manifests
-    bindings: Any = [
-        (binding["metadata"]["namespace"], binding["roleRef"]["name"])
-        for binding in manifests["RoleBinding"]
-    ]
+    assert role(manifests, "ClusterRole", "ops.chart-test-ktrdr-operator") == {
+        "trainingjobs.ktrdr.io": ["get", "list", "watch", "delete"],
+        "trainingjobs/status.ktrdr.io": ["get", "patch"],
+        "trainingjobs/finalizers.ktrdr.io": ["update"],
+        "pods": ["get", "list", "watch", "create", "delete"],
+        "configmaps,serviceaccounts": ["get", "create"],
+        "rolebindings.rbac.authorization.k8s.io": ["get", "create"],
+        "events": ["create", "list"],
+    }
+    assert role(manifests, "ClusterRole", "ktrdr-trainer") == {
+        "trainingjobs.ktrdr.io": ["get", "watch"],
+        "trainingjobs/status.ktrdr.io": ["get", "patch"],
+    }
+    assert environment(manifests)["KTRDR_TRAINER_ROLE_KIND"] == "ClusterRole"
+    [lease] = [rule for rule in manifests["Role"][0]["rules"] if "resourceNames" in rule]
+    assert lease["resourceNames"] == [environment(manifests)["KTRDR_LEASE_NAME"]]
+
+
+def test_watched_namespaces_need_no_object_outside_them(cluster: Kube) -> None:
+    values = {**NAMESPACED, "operator": {"watchNamespaces": ["one", "two"]}}
+    manifests = render(team(cluster, "ops"), values)
+
+    assert not CLUSTER_SCOPED & manifests.keys()
     name = "chart-test-ktrdr-operator"
-    assert sorted(bindings) == sorted(
-        [("one", name), ("two", name), (kube.namespace, f"{name}-leader")]
+    places = {namespace for kind, namespace, found in ids(manifests) if found == "ktrdr-trainer"}
+    assert places == {"one", "two"}
+    bindings = {
+        (binding["metadata"]["namespace"], binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        for binding in manifests["RoleBinding"]
+    }
+    assert bindings == {
+        ("one", "Role", name),
+        ("two", "Role", name),
+        ("ops", "Role", f"{name}-leader"),
+    }
+    assert environment(manifests)["KTRDR_TRAINER_ROLE_KIND"] == "Role"
+
+
+def test_two_namespaced_releases_of_one_name_have_no_object_in_common(cluster: Kube) -> None:
+    first, second = (
+        ids(
+            render(
+                team(cluster, name),
+                {**NAMESPACED, "operator": {"watchNamespaces": [name]}},
+                release="ktrdr",
+            )
+        )
+        for name in ("team-a", "team-b")
     )
+    assert (first & second, len(first)) == (set(), len(second))
+    assert {namespace for _, namespace, _ in first} == {"team-a"}
 
 
-def test_operators_never_overlap_where_none_is_elected(kube: Kube) -> None:
-    manifests = render(kube, {"operator": {"leaderElection": False}})
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("team-a", "ktrdr"), ("team-b", "ktrdr")),
+        (("team", "a-ktrdr"), ("team-a", "ktrdr")),
+        (("ops", f"{'ktrdr-' * 8}a"), ("ops", f"{'ktrdr-' * 8}b")),
+        (("ops", "my.ktrdr"), ("ops", "my-ktrdr")),
+    ],
+    ids=["namespaces", "dashes", "long", "dots"],
+)
+def test_names_of_two_releases_differ(
+    cluster: Kube, first: tuple[str, str], second: tuple[str, str]
+) -> None:
+    values = {"strategies": {"enabled": False}}
+    both = [ids(render(team(cluster, ns), values, release)) for ns, release in (first, second)]
+
+    common = {"trainingjobs.ktrdr.io", "ktrdr-trainer"}
+    assert {name for _, _, name in both[0] & both[1]} == common
+    names = [name for found in both for kind, _, name in found if kind not in CLUSTER_SCOPED]
+    assert [name for name in names if len(name) > 63 or "." in name] == []
+
+
+def test_two_releases_in_one_namespace_have_two_leases(cluster: Kube) -> None:
+    leases = {
+        environment(render(team(cluster, "ops"), release=release))["KTRDR_LEASE_NAME"]
+        for release in ("ktrdr-one", "ktrdr-two")
+    }
+    assert leases == {"ktrdr-one-operator", "ktrdr-two-operator"}
+
+
+def test_cluster_part_only_has_no_operator(cluster: Kube) -> None:
+    values = {
+        "operator": {"enabled": False},
+        "rbac": {"namespaceInstall": True},
+        "admission": {"operatorAccounts": ["team-a/ktrdr-operator"]},
+    }
+    manifests = render(team(cluster, "ops"), values, release="ktrdr")
+
+    assert {(kind, name) for kind, _, name in ids(manifests)} == {
+        ("CustomResourceDefinition", "trainingjobs.ktrdr.io"),
+        *(
+            (f"ValidatingAdmissionPolicy{kind}", f"ops.ktrdr-{who}")
+            for kind in ("", "Binding")
+            for who in ("trainer", "operator")
+        ),
+        *(("ClusterRole", f"ops.ktrdr-{name}") for name in ("view", "edit", "install")),
+    }
+    policies = {
+        found["metadata"]["name"]: found for found in manifests["ValidatingAdmissionPolicy"]
+    }
+    [condition] = policies["ops.ktrdr-operator"]["spec"]["matchConditions"]
+    users = '["system:serviceaccount:team-a:ktrdr-operator"]'
+    assert condition["expression"] == f"request.userInfo.username in {users}"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_running_trainers_need_is_kept_with_their_jobs(cluster: Kube, keep: bool) -> None:
+    manifests = render(team(cluster, "ops"), {"crds": {"keep": keep}}, release="ktrdr")
+
+    kept = {
+        (kind, manifest["metadata"]["name"])
+        for kind, of_kind in manifests.items()
+        for manifest in of_kind
+        if "helm.sh/resource-policy" in manifest["metadata"].get("annotations", {})
+    }
+    all_of_it = {
+        ("CustomResourceDefinition", "trainingjobs.ktrdr.io"),
+        ("ClusterRole", "ktrdr-trainer"),
+        ("ValidatingAdmissionPolicy", "ops.ktrdr-trainer"),
+        ("ValidatingAdmissionPolicyBinding", "ops.ktrdr-trainer"),
+    }
+    assert kept == (all_of_it if keep else set())
+
+
+def test_null_leaves_users_and_groups_to_the_cluster(cluster: Kube) -> None:
+    ids_of: Raw = {"runAsUser": None, "runAsGroup": None}
+    values = {
+        "podSecurityContext": ids_of,
+        "trainer": {"runAsUser": None, "fsGroup": None},
+    }
+    given, default = render(cluster, values), render(cluster)
+
+    contexts = [
+        manifests["Deployment"][0]["spec"]["template"]["spec"]["securityContext"]
+        for manifests in (given, default)
+    ]
+    restricted = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert contexts == [restricted, {**restricted, "runAsUser": 10001, "runAsGroup": 10001}]
+    names = ("KTRDR_TRAINER_RUN_AS_USER", "KTRDR_TRAINER_FS_GROUP")
+    assert [environment(given)[name] for name in names] == ["none", "none"]
+    assert [environment(default)[name] for name in names] == ["10001", "10001"]
+
+
+def test_values_for_trainer_pods_reach_the_operator(cluster: Kube) -> None:
+    trainer: Raw = {
+        "imagePullSecrets": [{"name": "one"}, {"name": "two"}],
+        "podLabels": {"team": "quants"},
+        "podAnnotations": {"sidecar.istio.io/inject": "false"},
+        "inheritedLabels": [],
+        "inheritedAnnotations": ["example.com/a", "example.com/b"],
+    }
+    found = environment(render(cluster, {"trainer": trainer}))
+
+    assert found["KTRDR_TRAINER_IMAGE_PULL_SECRETS"] == "one,two"
+    assert json.loads(found["KTRDR_TRAINER_POD_LABELS"]) == trainer["podLabels"]
+    assert json.loads(found["KTRDR_TRAINER_POD_ANNOTATIONS"]) == trainer["podAnnotations"]
+    # Not empty: the operator takes an empty variable for its default, and a comma for no key.
+    assert found["KTRDR_TRAINER_INHERITED_LABELS"] == ","
+    assert found["KTRDR_TRAINER_INHERITED_ANNOTATIONS"] == "example.com/a,example.com/b"
+
+
+def test_large_numbers_are_written_in_full(cluster: Kube) -> None:
+    """YAML numbers are floats in Helm: 1000000 would become 1e+06."""
+    assert environment(render(cluster))["KTRDR_REPORT_BYTES_PER_SECOND"] == "1000000"
+
+
+def test_operators_never_overlap_without_leader_election(cluster: Kube) -> None:
+    manifests = render(cluster, {"operator": {"leaderElection": False}})
 
     assert manifests["Deployment"][0]["spec"]["strategy"] == {"type": "Recreate"}
     assert "Role" not in manifests  # no right to any Lease
@@ -116,10 +309,19 @@ def test_operators_never_overlap_where_none_is_elected(kube: Kube) -> None:
             {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
             "metrics.serviceMonitor.enabled needs metrics.service.enabled: set it to true",
         ),
+        ({"serviceAccount": {"create": False}}, "set serviceAccount.name to the ServiceAccount"),
+        (
+            {"trainer": {"podLabels": {"ktrdr.io/job": "x"}}},
+            'trainer.podLabels: "ktrdr.io/job" is set by the operator',
+        ),
+        (
+            {"trainer": {"inheritedLabels": ["app.kubernetes.io/name"]}},
+            'trainer.inheritedLabels: "app.kubernetes.io/name" is set by the operator',
+        ),
     ],
-    ids=["unknown key", "two leaders", "monitor of nothing"],
+    ids=["unknown key", "two leaders", "monitor of nothing", "account", "label", "inherited"],
 )
-def test_values_that_cannot_work_are_refused_in_words(
+def test_values_that_cannot_work_are_rejected_with_a_remedy(
     cluster: Kube, values: Raw, words: str
 ) -> None:
     done = helm(cluster, "template", "chart-test", str(CHART), values=values)

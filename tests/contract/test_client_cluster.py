@@ -1,6 +1,7 @@
 """What the operator takes for granted of the API server, asked of a real one."""
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -26,7 +27,7 @@ from ktrdr_operator.metrics import Metrics
 from kube import Kube, training_job
 
 IDLE: Raw = {"strategy": {"configMapKeyRef": {"name": "none", "key": "none"}}}
-"""A job that an operator, should one serve this cluster, leaves waiting for ever."""
+"""A job that an operator, should one serve this cluster, leaves waiting."""
 
 pytestmark = pytest.mark.usefixtures("crd")
 
@@ -80,6 +81,58 @@ async def test_client_delete_spares_an_object_with_another_uid(client: Cluster, 
     assert not await client.delete(CONFIG_MAPS, namespace, "c", uid=str(uuid.uuid4()))
     assert await client.delete(CONFIG_MAPS, namespace, "c", uid=uid)
     assert not await client.delete(CONFIG_MAPS, namespace, "c", uid=uid)
+
+
+async def test_client_delete_of_a_changed_object_spares_it(client: Cluster, kube: Kube) -> None:
+    first = await client.apply(CONFIG_MAPS, config_map(kube, a="1"))
+    second = await client.apply(CONFIG_MAPS, config_map(kube, a="2"))
+    uid = first["metadata"]["uid"]
+    for obj, want in ((first, False), (second, True)):
+        version = obj["metadata"]["resourceVersion"]
+        deleted = await client.delete(
+            CONFIG_MAPS, kube.namespace, "c", uid=uid, resource_version=version
+        )
+        assert deleted is want
+
+
+async def test_client_pages_are_as_the_list(client: Cluster, kube: Kube) -> None:
+    for number in range(60):  # more than the first page
+        await client.create(CONFIG_MAPS, config_map(kube, name=f"c{number}"))
+    found, _ = await client.list(CONFIG_MAPS, kube.namespace, label_selector="test")
+    pages = [
+        page async for page in client.pages(CONFIG_MAPS, kube.namespace, label_selector="test")
+    ]
+    assert [len(page) for page in pages] == [50, 10]
+    assert [obj for page in pages for obj in page] == found
+    selector = "metadata.name=c7"
+    one, _ = await client.list(CONFIG_MAPS, kube.namespace, field_selector=selector)
+    assert [obj["metadata"]["name"] for obj in one] == ["c7"]
+    limited, _ = await client.list(CONFIG_MAPS, kube.namespace, limit=3)
+    assert len(limited) == 3
+
+
+async def test_client_patch_removes_a_field_that_another_manager_has_set_as_well(
+    client: Cluster, kube: Kube
+) -> None:
+    job = kube.create(training_job(**IDLE))
+    body = status(job, reportPeriodSeconds=2)
+    await client.apply(TRAINING_JOBS, body, subresource="status")
+    kube.run(
+        "apply",
+        "-f-",
+        "--server-side",
+        "--field-manager=x",
+        "--subresource=status",
+        stdin=json.dumps(body),
+    )
+    kept = await client.apply(TRAINING_JOBS, status(job), subresource="status")
+    assert kept["status"]["reportPeriodSeconds"] == 2
+    patch = {**body, "status": {"reportPeriodSeconds": None}}
+    after = await client.patch(TRAINING_JOBS, patch, subresource="status")
+    assert "reportPeriodSeconds" not in after["status"]
+    patch["metadata"]["resourceVersion"] = job["metadata"]["resourceVersion"]
+    with pytest.raises(Conflict):
+        await client.patch(TRAINING_JOBS, patch, subresource="status")
 
 
 def status(job: Raw, *, version: str = "", **fields: object) -> Raw:
@@ -152,7 +205,7 @@ async def test_lease_has_one_leader_and_changes_hands_on_release(
     client: Cluster, kube: Kube
 ) -> None:
     one, two = (
-        Leader(client, kube.namespace, name, lambda: datetime.now(UTC), time.monotonic)
+        Leader(client, kube.namespace, "lease", name, lambda: datetime.now(UTC), time.monotonic)
         for name in ("one", "two")
     )
     await one.acquire(lambda: None)
@@ -172,6 +225,6 @@ async def test_lease_has_one_leader_and_changes_hands_on_release(
     await asyncio.gather(holding, return_exceptions=True)
     await one.release()
     await asyncio.wait_for(waiting, 4)
-    lease = await client.get(LEASES, kube.namespace, "ktrdr-operator")
+    lease = await client.get(LEASES, kube.namespace, "lease")
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == "two"

@@ -94,7 +94,7 @@ def _delete(place: Place) -> None:
     began = time.monotonic()
     place.kube.run("wait", "--for=delete", "pod", "-lktrdr.io/job=delete-me", "--timeout=60s")
     place.console.say(f"its pod ended {time.monotonic() - began:.1f} s later")
-    _show(place, "kubectl get pods,configmaps,serviceaccounts -l ktrdr.io/job=delete-me")
+    _show(place, "kubectl get pods,configmaps -l ktrdr.io/job=delete-me")
 
 
 def _show_model(place: Place) -> None:

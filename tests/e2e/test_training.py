@@ -112,7 +112,7 @@ def test_logs_are_one_json_object_a_line(trained: Trained) -> None:
 def test_events_tell_the_story(trained: Trained) -> None:
     story = trained.bench.events(trained.name)
 
-    assert [reason for reason in ("Starting", "Running", "Completed") if reason not in story] == []
+    assert [reason for reason in ("Running", "Completed") if reason not in story] == []
 
 
 def test_table_shows_what_people_look_for(trained: Trained) -> None:

@@ -4,15 +4,31 @@ Last, because it changes the release: the modules of this tier run in the order 
 """
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from demo.claims import files_pod
 from demo.console import run
-from demo.place import RELEASE, ROOT, SYSTEM_NAMESPACE, cluster_script, install
+from demo.place import (
+    CHART,
+    DATA_CLAIM,
+    MODELS_CLAIM,
+    RELEASE,
+    ROOT,
+    SYSTEM_NAMESPACE,
+    VALUES,
+    cluster_script,
+    install,
+    make_claims,
+    make_namespace,
+    market_data,
+)
 from e2e.workbench import LONG, QUICK, RESOURCE, Workbench, strategy, true_conditions
+from kube import RefusedError
 
 DEPLOYMENT = f"{RELEASE}-operator"
 
@@ -64,6 +80,71 @@ def test_operator_with_rights_in_one_namespace_only_runs_the_jobs_there(
     release.start(name, strategy(epochs=1))
     assert true_conditions(release.finished(name)) == {"Complete", "Finished"}
     release.remove(name)
+
+
+TEAMS = ("team-a", "team-b")
+
+
+@pytest.fixture
+def teams(release: Workbench, tmp_path: Path) -> Iterator[dict[str, Workbench]]:
+    """Two releases of one name in two namespaces, with rights in these alone."""
+    only = f"--set=operator.watchNamespaces={{{release.kube.namespace}}}"
+    install(release.place, *QUICK, only)  # the one of this tier leaves them alone
+    found = {}
+    shutil.copy(market_data(release.place.console) / "BTC_1h.csv", tmp_path)
+    for team in TEAMS:
+        kube = release.place.namespaced(f"{release.kube.namespace}-{team}")
+        make_namespace(kube, kube.namespace)
+        make_claims(kube)
+        with files_pod(kube, release.place.trainer_image, {"/data": DATA_CLAIM}) as files:
+            files.load(tmp_path, "/data")
+            found[team] = Workbench(release.place, kube, files)
+        install_for_team(release, kube.namespace)
+    yield found
+    for bench in found.values():
+        where = (f"--kubeconfig={bench.kube.kubeconfig}", f"--namespace={bench.kube.namespace}")
+        run("helm", "uninstall", RELEASE, *where, env=bench.kube.environment)
+        bench.kube.run("delete", "namespace", bench.kube.namespace, "--wait=false")
+        for claim in (DATA_CLAIM, MODELS_CLAIM):
+            name = f"{bench.kube.namespace}-{claim}"
+            bench.kube.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
+
+
+def install_for_team(release: Workbench, namespace: str) -> None:
+    """What a team's administrator installs where a cluster administrator has installed the CRD."""
+    words = (
+        "--set=crds.enabled=false",
+        "--set=admission.enabled=false",
+        "--set=rbac.aggregate=false",
+        "--set=strategies.enabled=false",
+        f"--set=operator.watchNamespaces={{{namespace}}}",
+    )
+    where = (f"--kubeconfig={release.kube.kubeconfig}", f"--namespace={namespace}")
+    command = ("helm", "install", RELEASE, str(CHART), f"--values={VALUES}", *words, *where)
+    run(*command, "--wait", "--timeout=120s", env=release.kube.environment)
+
+
+def test_two_installations_with_rights_in_one_namespace_each_work_side_by_side(
+    teams: dict[str, Workbench],
+) -> None:
+    for bench in teams.values():
+        bench.start("job", strategy(epochs=1))
+    for bench in teams.values():
+        assert true_conditions(bench.finished("job")) == {"Complete", "Finished"}
+        namespace = bench.kube.namespace
+        account = f"system:serviceaccount:{namespace}:{DEPLOYMENT}"
+        for elsewhere in (*(other.kube.namespace for other in teams.values()), "default"):
+            allowed = can_create_pods(bench, account, elsewhere)
+            assert allowed == (elsewhere == namespace), elsewhere
+
+
+def can_create_pods(bench: Workbench, account: str, namespace: str) -> bool:
+    """Whether RBAC lets an account create pods in a namespace."""
+    words = ("auth", "can-i", "create", "pods", f"--as={account}", f"--namespace={namespace}")
+    try:
+        return bench.kube.run(*words).strip() == "yes"
+    except RefusedError:  # kubectl says no with exit code 1
+        return False
 
 
 def test_trainers_report_less_often_where_the_limit_asks_for_it(release: Workbench) -> None:

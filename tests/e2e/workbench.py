@@ -17,7 +17,7 @@ from kube import MERGE_PATCH, Kube, Raw, training_job
 
 RESOURCE = "trainingjobs.ktrdr.io"
 STRATEGY = Path(__file__).parents[2] / "strategies/test_strategy.yaml"
-CHILD_KINDS = "pods,configmaps,serviceaccounts,roles,rolebindings"
+CHILD_KINDS = "pods,configmaps"
 LONG = 60_000
 """Epochs of a run that must not end by itself: minutes, on any machine."""
 

@@ -99,7 +99,7 @@ class CheckpointStore:
                 return Found(self._load(path), tuple(problems))
             except _DamagedError as error:
                 self._damaged.add(path.stem)
-                problems.append(f"checkpoint {path.stem} is damaged and was passed over: {error}")
+                problems.append(f"Skipped damaged checkpoint {path.stem}: {error}")
         return Found(None, tuple(problems))
 
     def require_writable(self) -> None:

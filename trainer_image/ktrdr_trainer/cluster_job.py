@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ktrdr_api import names
 from ktrdr_api.run_contract import JobIdentity
-from ktrdr_api.training_job import REPORT_PERIOD_MAX_SECONDS, Progress
+from ktrdr_api.training_job import Progress
 from ktrdr_trainer.backoff import backoff_seconds
 from ktrdr_trainer.kube import ApiError, Json, KubeClient
 from ktrdr_trainer.logs import LOGGER
@@ -25,8 +25,10 @@ WATCH_SECONDS: Final = 600
 WATCH_SILENCE_SECONDS: Final = 90.0
 """The server sends a bookmark a minute; a connection silent for longer is dead."""
 
-_NOT_FOUND: Final = 404
-_ASK_THE_OBJECT: Final = frozenset({_NOT_FOUND, 409, 422})
+_NOT_FOUND: Final = "NotFound"
+"""Reason of a Status that says that the object does not exist. While the CRD is not served, or from
+a proxy, an answer 404 comes without it: the job may still exist."""
+_ASK_THE_OBJECT: Final = frozenset({404, 409, 422})
 """Gone; a conflict; a step backwards. What it was, the object itself says."""
 
 
@@ -110,7 +112,7 @@ class ClusterJob:
                 hold = error.retry_after_seconds or 0.0
                 if failures == 1:
                     LOGGER.warning(
-                        "The TrainingJob cannot be watched, will try again; training goes on: %s",
+                        "Watch of the TrainingJob failed, retrying; training continues: %s",
                         error,
                     )
             self._lost.wait(max(hold, backoff_seconds(failures)))
@@ -148,7 +150,7 @@ class ClusterJob:
         try:
             body = self._client.get(self._object, timeout_seconds=timeout_seconds)
         except ApiError as error:
-            if error.status != _NOT_FOUND:
+            if error.reason != _NOT_FOUND:
                 raise
             self._lose(StopReason.DELETED)
             return None
@@ -158,12 +160,13 @@ class ClusterJob:
     def _understand(self, body: Json) -> None:
         metadata, status = _map(body.get("metadata")), _map(body.get("status"))
         self._take_pace(metadata, status)
+        # status.attempt is absent or 0 until the operator has seen the pod of attempt 1.
         attempts = (status.get("attempt"), _map(status.get("progress")).get("attempt"))
         if metadata.get("uid") != self._job.uid:
             self._lose(StopReason.DELETED)
         elif any(isinstance(number, int) and number > self._attempt for number in attempts):
             self._lose(StopReason.SUPERSEDED)
-        elif metadata.get("deletionTimestamp"):
+        elif metadata.get("deletionTimestamp"):  # a finalizer keeps it: foreground, orphan
             self._stops.ask(StopReason.DELETED)
         elif _map(body.get("spec")).get("cancel") is True:
             self._stops.ask(StopReason.CANCEL)
@@ -174,9 +177,8 @@ class ClusterJob:
         version = int(metadata.get("resourceVersion") or 0)
         if version < self._pause_version:
             return
-        period = status.get("reportPeriodSeconds")
-        longest = REPORT_PERIOD_MAX_SECONDS
-        self._pause_seconds = min(period, longest) if isinstance(period, int) else 0.0
+        period = status.get("reportPeriodSeconds")  # bounded by the CRD
+        self._pause_seconds = float(period) if isinstance(period, int) else 0.0
         self._pause_version = version
 
     def _lose(self, reason: StopReason) -> None:

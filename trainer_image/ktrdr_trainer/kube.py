@@ -35,12 +35,21 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP status; 0 when no whole answer came.
+        reason: Of the server's Status object, such as `NotFound`; empty if there was none.
         retry_after_seconds: When the server wants to be asked again, if it said so.
     """
 
-    def __init__(self, status: int, text: str, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        reason: str = "",
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(f"HTTP {status}: {text}" if status else text)
         self.status = status
+        self.reason = reason
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -202,9 +211,12 @@ def _refusal(response: _Response) -> ApiError:
         content = str(error).encode()
     finally:
         response.close()
+    reason = ""
     try:
-        text = str(_parsed(content).get("message", ""))[:512]
+        answer = _parsed(content)
+        text, reason = str(answer.get("message", ""))[:512], str(answer.get("reason", ""))
     except ApiError:
         text = content[:128].decode(errors="replace")
     after = response.headers.get("Retry-After", "")
-    return ApiError(response.status, text, float(after) if after.isdigit() else None)
+    seconds = float(after) if after.isdigit() else None
+    return ApiError(response.status, text, reason=reason, retry_after_seconds=seconds)

@@ -246,7 +246,7 @@ class _Run:
                 self._writer.save(self._snapshot())
             self._writer.finish()
         except KtrdrError as error:
-            self._problems += (f"no checkpoint was saved at the stop: {error}",)
+            self._problems += (f"No checkpoint was saved at the stop: {error}",)
         self._checkpoint = self._writer.last or self._checkpoint
         return self._outcome(stopped=True)
 

@@ -1,19 +1,21 @@
-"""The thread that pulls progress and sends it on: the loop never waits for anybody.
+"""Reporter thread: pulls the progress and sends it to a Sink, so that the loop never waits.
 
 `run` starts it before the data are read and closes it after the result is stored. It sends the
-newest value every period if it changed; at once when the slot is urgent (a stage, an epoch's end)
-or when somebody asks to stop. Values in between are dropped, never queued. Where they go is a Sink.
+latest value if it changed: every period, and at the end of an epoch. If the receiver asks for a
+longer interval, all of these keep it. A new stage, a request to stop and the end of the run are
+sent immediately. Values in between are dropped, never queued.
 """
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ktrdr_api.run_contract import Stage
 from ktrdr_api.training_job import Progress
-from ktrdr_trainer.backoff import backoff_seconds
+from ktrdr_trainer.backoff import MAX_SECONDS, backoff_seconds
 from ktrdr_trainer.files import write_durably
 from ktrdr_trainer.kube import ApiError
 from ktrdr_trainer.logs import LOGGER
@@ -22,6 +24,8 @@ from ktrdr_trainer.slot import Clock, ProgressSlot
 from ktrdr_trainer.stopping import StopRequests
 
 PROGRESS_FILE: Final = "progress.json"
+WAKE_SECONDS: Final = 1.0
+"""Longest sleep: the interval that the receiver asks for may become shorter at any time."""
 
 
 class Sink(Protocol):
@@ -95,6 +99,7 @@ class Reporter:
         stops: A request to stop is reported at once.
         clock: Times that are shown.
         pace: When to send.
+        warn: Told if the last value was not delivered.
     """
 
     def __init__(
@@ -106,9 +111,10 @@ class Reporter:
         stops: StopRequests,
         clock: Clock,
         pace: Pace,
+        warn: Callable[[str], None],
     ) -> None:
         self._slot, self._view, self._sink = slot, view, sink
-        self._stops, self._clock, self._pace = stops, clock, pace
+        self._stops, self._clock, self._pace, self._warn = stops, clock, pace, warn
         self._changing = threading.Lock()
         self._done = False
         self._closed_at: float | None = None
@@ -116,6 +122,7 @@ class Reporter:
         self._looked_at = float("-inf")
         self._backoff_until = self._hold_until = float("-inf")
         self._failures = 0
+        self._last_error: ApiError | OSError | None = None
         self._sent: Progress | None = None
         self._logged: tuple[Stage, int, str] | None = None
         self._forecast = Forecast()
@@ -162,11 +169,14 @@ class Reporter:
             if closing and (delivered or time.monotonic() >= self._deadline()):
                 break
         if not delivered:
-            LOGGER.warning("The last progress was not delivered")
+            self._warn(
+                "The final progress report was not delivered, so the reported progress is out of "
+                f"date: {self._last_error}"
+            )
 
     def _pause(self) -> None:
         while (left := self._next_time() - time.monotonic()) > 0:
-            if self._slot.urgent.wait(left):
+            if self._slot.urgent.wait(min(left, WAKE_SECONDS)):
                 self._slot.urgent.clear()
                 self._urgent = True
         self._urgent = self._immediate = False
@@ -181,12 +191,17 @@ class Reporter:
         return min(due, self._deadline()) if closing else due
 
     def _gap(self) -> float:
-        """Seconds from the last report to the next; a new stage does not wait for its turn."""
-        if not self._urgent:
-            return max(self._pace.period_seconds, self._sink.pause_seconds)
-        if self._sent is None or self._sent.stage != self._stage():
+        """Minimum seconds from the last report, sent or failed, to the next."""
+        if self._is_new_stage():
             return self._pace.gap_seconds
-        return max(self._pace.gap_seconds, self._sink.pause_seconds)
+        if self._failures:
+            return self._pace.period_seconds  # and not before `_backoff_until`
+        own = self._pace.gap_seconds if self._urgent else self._pace.period_seconds
+        return max(own, self._sink.pause_seconds)
+
+    def _is_new_stage(self) -> bool:
+        """Whether the stage has not been delivered yet, also after a report of it has failed."""
+        return self._sent is None or self._sent.stage != self._stage()
 
     def _deadline(self) -> float:
         closed = self._closed_at or 0.0
@@ -233,20 +248,28 @@ class Reporter:
             self._failed(error)
             return False
         if self._failures:
-            LOGGER.info("Progress is reported again")
+            LOGGER.info("Progress reports succeed again")
         self._failures = 0
         self._sent = progress
         return True
 
     def _failed(self, error: ApiError | OSError) -> None:
         self._failures += 1
+        self._last_error = error
         if self._failures == 1:
-            LOGGER.warning("Progress was not reported, will try again; training goes on: %s", error)
+            LOGGER.warning("Progress report failed, retrying; training continues: %s", error)
         now = time.monotonic()
-        bound = {} if self._closed_at is None else {"max_seconds": 1.0}
-        self._backoff_until = now + backoff_seconds(self._failures, **bound)
+        self._backoff_until = now + backoff_seconds(
+            self._failures, max_seconds=self._backoff_max_seconds()
+        )
         if isinstance(error, ApiError) and error.retry_after_seconds:
             self._hold_until = now + error.retry_after_seconds
+
+    def _backoff_max_seconds(self) -> float:
+        if self._closed_at is not None:
+            return 1.0
+        # In a long outage a thousand paced trainers retry no more often than they would report.
+        return MAX_SECONDS if self._is_new_stage() else max(MAX_SECONDS, self._sink.pause_seconds)
 
     def _log(self, progress: Progress) -> None:
         """One line a stage, an epoch, or a word of the run's own, as often as we look."""

@@ -6,7 +6,7 @@ reads; so the outcome survives an unreachable API server.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,6 @@ from ktrdr_api.run_contract import (
 )
 from ktrdr_trainer.artifact_folder import METADATA_FILE, METRICS_FILE, Metadata
 from ktrdr_trainer.files import write_durably, writing
-from ktrdr_trainer.logs import LOGGER
 from ktrdr_trainer.progress import metrics_of
 from ktrdr_trainer.stopping import StopRequests
 
@@ -143,10 +142,12 @@ def result_file(output: Path, job_uid: str) -> Path:
     return output / "results" / f"{job_uid}.json"
 
 
-def store(result: RunResult, *, request: RunRequest, termination_log: Path) -> None:
+def store(
+    result: RunResult, *, request: RunRequest, termination_log: Path, warn: Callable[[str], None]
+) -> None:
     """Write the result into the output folder and, if there is a model, beside it.
 
-    What cannot be written is logged: the run's outcome does not change by that.
+    What cannot be written is a warning: the run's outcome does not change by that.
     """
     output = Path(request.output_folder)
     texts = {result_file(output, result.job_uid): _full_text(result)}
@@ -154,23 +155,23 @@ def store(result: RunResult, *, request: RunRequest, termination_log: Path) -> N
         folder = output / result.artifact.path
         texts[folder / RESULT_COPY] = _full_text(result)
         texts[folder / REQUEST_COPY] = request.model_dump_json(by_alias=True, indent=2)
-    tell_kubelet(result, termination_log)
+    tell_kubelet(result, termination_log, warn=warn)
     for path, text in texts.items():
         try:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_durably(path, text.encode())
         except KtrdrError as error:
-            LOGGER.warning("The result was not stored: %s", error)
+            warn(f"The run result was not stored: {error}")
 
 
-def tell_kubelet(result: RunResult, termination_log: Path) -> None:
+def tell_kubelet(result: RunResult, termination_log: Path, *, warn: Callable[[str], None]) -> None:
     """Leave the result in the kubelet's file, if there is one: it ends up in the pod's status."""
     try:
         if termination_log.exists():
             termination_log.write_text(result.termination_message())
     except OSError as error:
-        LOGGER.warning("The termination message was not written: %s", error)
+        warn(f"The termination message was not written: {error}")
 
 
 def _full_text(result: RunResult) -> str:

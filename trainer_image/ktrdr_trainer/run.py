@@ -10,21 +10,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM, Signals
+from typing import TYPE_CHECKING
 
 from ktrdr_api.errors import BadRequestError, CancellationError, KtrdrError, TemporaryError
 from ktrdr_api.run_contract import Outcome, RunRequest, RunResult
+from ktrdr_api.strategy import Strategy
 from ktrdr_trainer import logs, result
 from ktrdr_trainer.artifact_folder import find_finished, point_latest
 from ktrdr_trainer.cluster_job import ClusterJob
+from ktrdr_trainer.gpu_check import GpuCheck
 from ktrdr_trainer.kube import KubeClient
 from ktrdr_trainer.logs import LOGGER
 from ktrdr_trainer.progress import RunView
 from ktrdr_trainer.reporter import FileSink, NoSink, Pace, Reporter, Sink
 from ktrdr_trainer.request import PlacedRequest, read_strategy
+from ktrdr_trainer.run_warnings import RunWarnings
 from ktrdr_trainer.runtime import Runtime, listen
 from ktrdr_trainer.slot import Clock, ProgressSlot, system_clock
 from ktrdr_trainer.stop import StopToken
 from ktrdr_trainer.stopping import StopReason, StopRequests
+
+if TYPE_CHECKING:
+    from ktrdr_trainer.pipeline.prepare import PreparedDataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class RunContext:
         slot: Where the loop leaves its progress.
         reporter: Told what the loop does not know: preparation, checkpoints.
         clock: Time.
+        warnings: Collects what the run result tells the user besides its outcome.
         wait_for_torch: Returns once torch is imported; see `runtime.import_in_thread`.
     """
 
@@ -45,6 +53,7 @@ class RunContext:
     slot: ProgressSlot
     reporter: Reporter
     clock: Clock
+    warnings: RunWarnings
     wait_for_torch: Callable[[Callable[[], None]], None]
 
     @property
@@ -74,7 +83,7 @@ def run(
     stops = StopRequests(StopToken())
     listen(signals, lambda number: stops.ask(_reason_of(number)))
     logs.set_up()
-    request = None
+    request, warnings = None, RunWarnings()
     try:
         placed = read()
         request = placed.request
@@ -82,7 +91,7 @@ def run(
     except KtrdrError as error:
         LOGGER.error("%s", error)
         last = result.failed(request, error)
-        result.tell_kubelet(last, runtime.termination_log)
+        result.tell_kubelet(last, runtime.termination_log, warn=warnings.add)
         return last.exit_code
     logs.set_up(_log_context(request))
     clock, slot = system_clock(), ProgressSlot()
@@ -93,11 +102,12 @@ def run(
         stops=stops,
         clock=clock,
         pace=_pace(request),
+        warn=warnings.add,
     )
     reporter.start()
     if job is not None:
         job.start_watch()
-    context = RunContext(request, stops, slot, reporter, clock, wait_for_torch)
+    context = RunContext(request, stops, slot, reporter, clock, warnings, wait_for_torch)
     return _ended(context, _attempted(placed, context), runtime).exit_code
 
 
@@ -119,49 +129,67 @@ def _attempted(placed: PlacedRequest, context: RunContext) -> RunResult:
         LOGGER.exception("The trainer has a defect, or its surroundings have")
         last = result.failed(request, error)
     seconds = round(context.clock.monotonic() - began)
-    return last.model_copy(update={"duration_seconds": last.duration_seconds or seconds})
+    return last.model_copy(
+        update={
+            "duration_seconds": last.duration_seconds or seconds,
+            "warnings": context.warnings.texts,
+        }
+    )
 
 
 def _work(placed: PlacedRequest, context: RunContext) -> RunResult:
-    source = read_strategy(placed)
+    request, source = context.request, read_strategy(placed)
     for warning in source.strategy.warnings():
-        LOGGER.warning("%s", warning)
-    stored = find_finished(context.output, context.request.job.uid, strategy=source.strategy.name)
+        context.warnings.add(warning)
+    stored = find_finished(context.output, request.job.uid, strategy=source.strategy.name)
     if stored is not None:
         LOGGER.info("An earlier attempt has stored the model already: %s", stored.path)
         point_latest(context.output / stored.path)  # it may have been killed just before
-        return result.of_stored_model(context.request, stored)
-    # Imported late: `training` imports torch, which loads while the pipeline reads.
-    from ktrdr_trainer.pipeline.prepare import prepare
+        return result.of_stored_model(request, stored)
+    gpus = GpuCheck(request.gpus, context.wait_for_torch)
 
-    stages = {"load": ("Reading market data", 0.0), "features": ("Computing features", 0.5)}
-    check_stop = context.stops.token.raise_if_cancelled
+    def check_stop() -> None:
+        context.stops.token.raise_if_cancelled()
+        gpus.raise_if_failed()
 
-    def on_stage(name: str) -> None:
-        message, prepared = stages[name]
-        context.reporter.update(message=message, prepared=prepared, urgent=True)
-
-    dataset = prepare(
-        source.strategy,
-        Path(context.request.data_folder),
-        check_stop=check_stop,
-        on_stage=on_stage,
-    )
-    context.reporter.update(message="", prepared=1.0)
+    dataset = _prepared(source.strategy, context, check_stop)
     context.wait_for_torch(check_stop)
+    gpus.wait(check_stop)
+    # Imported late: `training` imports torch, which loads while the pipeline reads.
     from ktrdr_trainer.training import train_and_store
 
     return train_and_store(context, source, dataset)
 
 
+def _prepared(
+    strategy: Strategy, context: RunContext, check_stop: Callable[[], None]
+) -> "PreparedDataset":
+    # Imported late: a request that is refused does not need it.
+    from ktrdr_trainer.pipeline.prepare import prepare
+
+    stages = {"load": ("Reading market data", 0.0), "features": ("Computing features", 0.5)}
+
+    def on_stage(name: str) -> None:
+        message, prepared = stages[name]
+        context.reporter.update(message=message, prepared=prepared, urgent=True)
+
+    folder = Path(context.request.data_folder)
+    dataset = prepare(strategy, folder, check_stop=check_stop, on_stage=on_stage)
+    for warning in dataset.warnings:
+        context.warnings.add(warning)
+    context.reporter.update(message="", prepared=1.0)
+    return dataset
+
+
 def _ended(context: RunContext, last: RunResult, runtime: Runtime) -> RunResult:
-    """Store the result, send the last report, and take in what its answer tells."""
+    """Store the result and send the last report; store again what both have changed."""
     stops = context.stops
     _store(context, last, runtime)
     level = LOGGER.error if last.outcome is Outcome.FAILED else LOGGER.info
     level("%s: %s", last.outcome, last.message, extra={"fields": {"exitCode": last.exit_code}})
     context.reporter.close(message=last.message, done=last.outcome is Outcome.SUCCEEDED)
-    final = result.settled(last, stops)
+    settled = result.settled(last, stops)
+    final = settled.model_copy(update={"warnings": context.warnings.texts})
     if final != last:
         _store(context, final, runtime)
     return final
@@ -169,9 +197,14 @@ def _ended(context: RunContext, last: RunResult, runtime: Runtime) -> RunResult:
 
 def _store(context: RunContext, last: RunResult, runtime: Runtime) -> None:
     if context.stops.superseded:  # the output folder is the later attempt's
-        result.tell_kubelet(last, runtime.termination_log)
+        result.tell_kubelet(last, runtime.termination_log, warn=context.warnings.add)
     else:
-        result.store(last, request=context.request, termination_log=runtime.termination_log)
+        result.store(
+            last,
+            request=context.request,
+            termination_log=runtime.termination_log,
+            warn=context.warnings.add,
+        )
 
 
 def _reporting(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 from ktrdr_api import names
@@ -24,6 +24,8 @@ from ktrdr_trainer.runtime import ApiAccess
 
 Json = dict[str, Any]
 Headers = tuple[tuple[str, str], ...]
+DELETION_FINALIZERS: Final = {"foreground": "foregroundDeletion", "orphan": "orphan"}
+"""Finalizer that the API server adds for a propagation policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class FakeApiServer:
         faults: Answers for the next PATCHes, whatever they ask.
         token: If set, what a request must carry, else 401.
         is_away: Connections are closed without an answer.
+        is_served: If not, the CRD is missing: the answer is 404 without a Status object.
     """
 
     def __init__(self, *, name: str = "job", namespace: str = "default", uid: str = "u-1") -> None:
@@ -64,6 +67,7 @@ class FakeApiServer:
         self._version = 1
         self._closed = False
         self.is_away = False
+        self.is_served = True
         self._job: Json | None = None
         self.create(name=name, namespace=namespace, uid=uid)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, self))
@@ -127,8 +131,18 @@ class FakeApiServer:
             body = self.job
             self._replace({**body, "status": {**body.get("status", {}), **fields}}, "MODIFIED")
 
+    def begin_deletion(self, cascade: Literal["foreground", "orphan"]) -> None:
+        """What `kubectl delete --cascade=...` does first: a finalizer keeps the object."""
+        with self._changed:
+            body = self.job
+            deletion = {
+                "deletionTimestamp": "2026-01-02T03:04:05Z",
+                "finalizers": [DELETION_FINALIZERS[cascade]],
+            }
+            self._replace({**body, "metadata": {**body["metadata"], **deletion}}, "MODIFIED")
+
     def delete(self) -> None:
-        """The object goes, as once its last finalizer is gone."""
+        """Remove the object, as after its last finalizer."""
         with self._changed:
             body, self._job = self.job, None
             self._version += 1
@@ -178,7 +192,8 @@ class FakeApiServer:
         with self._changed:
             job = self.job
             if not job:
-                return 404, {"message": "trainingjobs.ktrdr.io not found"}, ()
+                message = "trainingjobs.ktrdr.io not found"
+                return 404, {"kind": "Status", "reason": "NotFound", "message": message}, ()
             if request.method == "GET":
                 return 200, job, ()
             return (*self._apply(job, request.body or {}), ())
@@ -235,6 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(urlsplit(self.path).query)
         if self._api.is_away:
             self.close_connection = True
+        elif not self._api.is_served:
+            self._reply(404, {}, ())
         elif "watch" in query:
             self._stream(int(query["resourceVersion"][0]))
         else:

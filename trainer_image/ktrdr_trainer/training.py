@@ -29,10 +29,11 @@ from ktrdr_trainer.run import RunContext
 class ShownCheckpoints(CheckpointStore):
     """A checkpoint store that shows each durable checkpoint in the progress.
 
-    Set `show` before use; it is called by the writer's thread.
+    Set `show` and `warn` before use; `show` is called by the writer's thread.
     """
 
     show: Callable[[CheckpointRef], None]
+    warn: Callable[[str], None]
 
     def save(self, snapshot: Snapshot) -> CheckpointRef:
         """As the base class; shown once it is durable."""
@@ -44,7 +45,7 @@ class ShownCheckpoints(CheckpointStore):
         """As the base class; what a run resumes from is shown as well."""
         found = super().latest()
         for problem in found.problems:  # now, not at the end: a run killed later would never say it
-            LOGGER.warning("%s", problem)
+            self.warn(problem)
         if found.checkpoint is not None:
             ref = found.checkpoint.ref
             LOGGER.info("Resuming from epoch %d, step %d: %s", ref.epoch, ref.step, ref.path)
@@ -67,6 +68,7 @@ def train_and_store(
     )
     checkpoints.require_writable()
     checkpoints.show = lambda ref: context.reporter.update(checkpoint=ref)
+    checkpoints.warn = context.warnings.add
     config = from_strategy(
         strategy,
         inputs=len(dataset.feature_ids),
@@ -82,7 +84,7 @@ def train_and_store(
         clock=context.clock,
     )
     for problem in outcome.problems:
-        LOGGER.warning("%s", problem)
+        context.warnings.add(problem)
     if outcome.stopped:
         return _stopped(context, outcome)
     if context.slot.latest is not None:

@@ -1,87 +1,145 @@
 """Runs attempts as pods of the cluster. Called by `apply`; sends what `manifests` describes.
 
 Creating is safe to repeat: a child that exists and is ours is left as it is, one that belongs to
-somebody else is a NameConflict and stays untouched.
+another owner is a NameConflict and stays untouched.
 """
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from ktrdr_api import names
+from ktrdr_api.strategy import strategy_digest
 from ktrdr_client.cluster import (
     CONFIG_MAPS,
     PODS,
     ROLE_BINDINGS,
-    ROLES,
     SERVICE_ACCOUNTS,
     AlreadyExists,
+    ApiError,
     ClusterApi,
     Resource,
 )
 from ktrdr_operator import manifests
-from ktrdr_operator.manifests import Manifest
-from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion
+from ktrdr_operator.manifests import Manifest, PodDefaults
+from ktrdr_operator.notes import Note
+from ktrdr_operator.snapshot import AttemptStart, JobView, PodDeletion
 from ktrdr_operator.views import Raw, training_job_uid
 
 T = TypeVar("T")
 
 
 class NameConflictError(Exception):
-    """A child's name is taken by an object that is not ours."""
+    """A child's name is taken by an object of another owner, or by one that is being deleted."""
 
 
-async def start_attempt(
-    cluster: ClusterApi, job: JobView, start: AttemptStart, limits: Limits
-) -> Raw:
-    """Create the children of one attempt; returns the pod as the server has it.
+@dataclass
+class ClusterPods:
+    """Creates and deletes the children of attempts."""
 
-    The binding needs the role, and the pod comes last: where there is a pod, there is all it needs.
+    cluster: ClusterApi
+    defaults: PodDefaults
+    _prepared: set[str] = field(default_factory=set)
+    """Namespaces whose trainers have an account."""
 
-    Raises:
-        NameConflictError: a name is taken; nothing of the other owner was touched.
-        ApiError: the API server refused or did not answer; safe to repeat.
-    """
-    await _together(
-        _create(cluster, job, CONFIG_MAPS, manifests.run_config_map(job, start)),
-        _create(cluster, job, SERVICE_ACCOUNTS, manifests.service_account(job)),
-        _create(cluster, job, ROLES, manifests.role(job)),
-    )
-    await _create(cluster, job, ROLE_BINDINGS, manifests.role_binding(job))
-    return await _create(cluster, job, PODS, manifests.pod(job, start, limits))
+    def forget_prepared(self) -> None:
+        """Make sure of the accounts again: somebody may have deleted one."""
+        self._prepared.clear()
 
+    async def start_attempt(self, job: JobView, start: AttemptStart, note: Note) -> Raw:
+        """Create the children of one attempt; returns the pod as the server has it.
 
-async def stop(cluster: ClusterApi, namespace: str, pods: tuple[PodDeletion, ...]) -> None:
-    """Delete pods, with their UIDs as a precondition. Repeatable."""
-    await _together(*(cluster.delete(PODS, namespace, p.name, uid=p.uid) for p in pods))
+        The pod comes last: where there is a pod, there is everything that it needs.
 
+        Raises:
+            NameConflictError: A name is taken; the other owner's object was not touched.
+            ApiError: The API server refused or did not answer; safe to repeat.
+        """
+        await self._prepare(job.namespace)
+        is_stored = note.stored_strategy or start.strategy.is_stored
+        if not manifests.fits_into_pod(job, start.strategy) and not is_stored:
+            manifest = manifests.strategy_config_map(job, start.strategy)
+            stored = await self._create(job, CONFIG_MAPS, manifest)
+            # A try that was cut off may have stored it, and the source may have changed since.
+            text = stored["data"][names.STRATEGY_FILE]
+            start = replace(start, strategy=replace(start.strategy, text=text))
+            note.stored_strategy = True
+            note.strategy_digest = strategy_digest(text)
+        try:
+            return await self._create(job, PODS, manifests.pod(job, start, self.defaults))
+        except ApiError as error:
+            if "serviceaccount" in error.message.lower():
+                self._prepared.discard(job.namespace)
+            raise
 
-async def _create(cluster: ClusterApi, job: JobView, resource: Resource, manifest: Manifest) -> Raw:
-    try:
-        return await cluster.create(resource, manifest)
-    except AlreadyExists as refused:
-        name = manifest["metadata"]["name"]
-        present = await cluster.get(resource, job.namespace, name)
-        if present is None:
-            raise  # gone between the two: the next try will do
-        owner = training_job_uid(present["metadata"])
-        if owner == job.uid:
+    async def stop(self, namespace: str, pods: tuple[PodDeletion, ...]) -> None:
+        """Delete pods, with their UIDs as a precondition. Repeatable."""
+        await _together(*(self.cluster.delete(PODS, namespace, p.name, uid=p.uid) for p in pods))
+
+    async def _prepare(self, namespace: str) -> None:
+        """Make sure that the trainers of a namespace have their account and its rights."""
+        if namespace in self._prepared:
+            return
+        await _together(
+            self._create_shared(SERVICE_ACCOUNTS, manifests.trainer_account(namespace)),
+            self._create_shared(
+                ROLE_BINDINGS, manifests.trainer_role_binding(namespace, self.defaults)
+            ),
+        )
+        self._prepared.add(namespace)
+
+    async def _create_shared(self, resource: Resource, manifest: Manifest) -> None:
+        try:
+            await self.cluster.create(resource, manifest)
+        except AlreadyExists as refused:
+            wanted = manifest.get("roleRef")
+            if wanted is None:
+                return
+            name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+            present = await self.cluster.get(resource, namespace, name)
+            if present is not None and present.get("roleRef") != wanted:
+                raise NameConflictError(
+                    f'RoleBinding "{name}" in namespace "{namespace}" binds another role than '
+                    f'{wanted["kind"]} "{wanted["name"]}"; delete it and the job starts'
+                ) from refused
+
+    async def _create(self, job: JobView, resource: Resource, manifest: Manifest) -> Raw:
+        try:
+            return await self.cluster.create(resource, manifest)
+        except AlreadyExists as refused:
+            name = manifest["metadata"]["name"]
+            present = await self.cluster.get(resource, job.namespace, name)
+            if present is None:
+                raise  # deleted between the two: the next try will do
+            conflict = _conflict(job, f'{resource.kind} "{name}"', present)
+            if conflict is not None:
+                raise NameConflictError(conflict) from refused
             return present
-        what = f'{resource.kind} "{name}"'
-        if owner:
-            raise NameConflictError(
-                f"{what} is left over from an earlier TrainingJob of this name; this job starts "
-                "when the garbage collector has removed it"
-            ) from refused
-        raise NameConflictError(
-            f"{what} exists and belongs to another owner; delete it or give this TrainingJob "
-            "another name"
-        ) from refused
+
+
+def _conflict(job: JobView, what: str, present: Raw) -> str | None:
+    """Why an object that has the name cannot be used; None when it is ours."""
+    owner = training_job_uid(present["metadata"])
+    if owner == job.uid:
+        if "deletionTimestamp" not in present["metadata"]:
+            return None
+        return f"{what} is being deleted; the job starts when it does not exist any more"
+    if owner:
+        return (
+            f"{what} is left over from a deleted TrainingJob of this name; this job starts when "
+            "the garbage collector has removed it"
+        )
+    return (
+        f"{what} exists and belongs to another owner; delete it or give this TrainingJob another "
+        "name"
+    )
 
 
 async def _together(*calls: Coroutine[Any, Any, T]) -> list[T]:
-    """Send all at once and wait for all; then raise the first error, if any.
+    """Send all concurrently and wait for all; then raise the first error, if any.
 
-    Not a TaskGroup: it would cancel calls in flight, whose outcome then nobody knows.
+    Not a TaskGroup: it would cancel calls in flight, whose outcome would then be unknown.
     """
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     for outcome in outcomes:

@@ -1,7 +1,7 @@
-"""Cancel in three stages: the token, then SIGTERM by deleting the pod, then the kubelet's SIGKILL.
+"""Cancel in three stages: the stop token, then SIGTERM by deleting the pod, then SIGKILL.
 
-`Cancelled` is said only when no process is left. A run that completed before the wish reached it
-has completed: its model is not thrown away.
+`Cancelled` is reported only when no trainer process is left. A run that completed before the cancel
+request reached it has completed: its model is not thrown away.
 """
 
 from datetime import timedelta
@@ -10,105 +10,132 @@ from typing import Any
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.run_contract import Outcome, Stage
 from ktrdr_api.training_job import CancellationReceipt
+from ktrdr_operator.policies import interface
 from ktrdr_operator.policies.interface import (
     PolicyInput,
     PolicyResult,
     deletion_of,
+    end_of_second,
+    finished,
     format_timestamp,
     parse_timestamp,
+    terminating_message,
 )
-from ktrdr_operator.snapshot import PodDeletion, PodView
+from ktrdr_operator.snapshot import PodView
 
 
-def evaluate(case: PolicyInput) -> PolicyResult | None:
-    """Speaks when `spec.cancel` is true and the run has not completed."""
-    if not case.job.spec.cancel:
+def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
+    """Decide when `spec.cancel` is true and the run has not completed."""
+    if not policy_input.job.spec.cancel:
         return None
-    receipt = case.status.cancellation or CancellationReceipt(
-        requested_time=format_timestamp(case.now)
+    receipt = policy_input.status.cancellation or CancellationReceipt(
+        requested_time=format_timestamp(policy_input.now)
     )
-    alive = case.unfinished_pods()
-    if not alive:
-        return _stopped(case, receipt)
-    return _stopping(case, _acknowledge(case, receipt), alive)
+    if unfinished := policy_input.unfinished_pods():
+        return _stopping(policy_input, _acknowledge(policy_input, receipt), unfinished)
+    return _stopped(policy_input, receipt)
 
 
-def _acknowledge(case: PolicyInput, receipt: CancellationReceipt) -> CancellationReceipt:
-    progress = case.status.progress
+def _acknowledge(policy_input: PolicyInput, receipt: CancellationReceipt) -> CancellationReceipt:
+    progress = policy_input.status.progress
     seen = (
         progress is not None
-        and progress.attempt == case.status.attempt
+        and policy_input.has_reported
         and progress.stage is Stage.CANCELLING
+        and receipt.acknowledged_time is None
     )
-    if not seen or receipt.acknowledged_time is not None:
+    if not seen:
         return receipt
-    return receipt.model_copy(update={"acknowledged_time": format_timestamp(case.now)})
+    return receipt.model_copy(update={"acknowledged_time": format_timestamp(policy_input.now)})
 
 
 def _stopping(
-    case: PolicyInput, receipt: CancellationReceipt, alive: tuple[PodView, ...]
+    policy_input: PolicyInput, receipt: CancellationReceipt, pods: tuple[PodView, ...]
 ) -> PolicyResult:
-    grace = timedelta(seconds=case.job.spec.cancellation.grace_period_seconds)
-    deadline = parse_timestamp(receipt.requested_time) + grace
-    listening = any(pod.started is not None for pod in alive)
-    wait = case.seconds_until(deadline) if listening else 0.0
-    if wait > 0:
-        message = f"Waiting for the trainer to stop by itself until {format_timestamp(deadline)}"
-        deletions: tuple[PodDeletion, ...] = ()
-    else:
-        message = "Waiting for the pod to end"
-        deletions = tuple(d for pod in alive for d in deletion_of(pod))
+    grace = timedelta(seconds=policy_input.job.spec.cancellation.grace_period_seconds)
+    deadline = end_of_second(receipt.requested_time) + grace if grace else policy_input.now
+    is_listening = any(pod.started is not None and not pod.deleting for pod in pods)
+    wait = policy_input.seconds_until(deadline) if is_listening else 0.0
     return PolicyResult(
         phase=Phase.CANCELLING,
         reason=Reason.CANCELLING,
-        message=message,
-        changes={"cancellation": receipt, "waiting": None},
-        deletions=deletions,
-        requeue_seconds=wait or None,
+        message=_stopping_message(policy_input, pods, format_timestamp(deadline) if wait else ""),
+        changes={**_attempt(policy_input), "cancellation": receipt, "waiting": None},
+        deletions=() if wait else tuple(d for pod in pods for d in deletion_of(pod)),
+        requeue_seconds=wait or _seconds_until_overdue(policy_input, pods),
     )
 
 
-def _stopped(case: PolicyInput, receipt: CancellationReceipt) -> PolicyResult | None:
-    result = case.result
+def _attempt(policy_input: PolicyInput) -> dict[str, Any]:
+    """Record the current attempt: its pod is about to disappear."""
+    pod = policy_input.pod
+    if pod is None or pod.ended:
+        return {}
+    if pod.started is not None:
+        return interface.running(policy_input, pod)
+    return interface.pending(policy_input, pod.attempt)
+
+
+def _stopping_message(policy_input: PolicyInput, pods: tuple[PodView, ...], deadline: str) -> str:
+    if deadline:
+        return (
+            f"Cancel requested; the trainer has until {deadline} to stop, then its pod is deleted"
+        )
+    pod = pods[0]
+    if pod.deletion_time is not None and policy_input.now > pod.deletion_time:
+        return f"Cancel requested; {terminating_message(policy_input, pod)}"
+    return f'Cancel requested; pod "{pod.name}" is being deleted, waiting for its process to exit'
+
+
+def _seconds_until_overdue(policy_input: PolicyInput, pods: tuple[PodView, ...]) -> float | None:
+    """Reconcile again once a pod should have ended, to name the remedy."""
+    times = [pod.deletion_time for pod in pods if pod.deletion_time is not None]
+    waits = [policy_input.seconds_until(moment) for moment in times if moment >= policy_input.now]
+    return min(waits) + 1.0 if waits else None
+
+
+def _stopped(policy_input: PolicyInput, receipt: CancellationReceipt) -> PolicyResult | None:
+    result = policy_input.result
     if result is not None and result.outcome is Outcome.SUCCEEDED:
         return None
-    end = case.pod.termination if case.pod is not None else None
-    finished = end.finished if end and end.finished else case.now
-    # Between two attempts nothing ran: what had ended before the wish stopped with the wish.
-    stopped = format_timestamp(max(finished, parse_timestamp(receipt.requested_time)))
-    where = _where(case)
+    end = policy_input.pod.termination if policy_input.pod is not None else None
+    moment = end.finished if end and end.finished else policy_input.now
+    # Between two attempts nothing ran: what had ended before the request stopped with it.
+    stopped = format_timestamp(max(moment, parse_timestamp(receipt.requested_time)))
     acknowledged = receipt.acknowledged_time
     if acknowledged is None and result is not None and result.outcome is Outcome.CANCELLED:
-        acknowledged = stopped  # its last word came before we saw the one before it
+        acknowledged = stopped  # the run result arrived before the report that acknowledges
     complete = receipt.model_copy(
-        update={**where, "stopped_time": stopped, "acknowledged_time": acknowledged}
+        update={
+            **_stop_position(policy_input),
+            "stopped_time": stopped,
+            "acknowledged_time": acknowledged,
+        }
     )
     return PolicyResult(
         phase=Phase.CANCELLED,
         reason=Reason.CANCELLED,
-        message=_words(complete),
+        message=_cancelled_message(complete),
         changes={
+            **finished(policy_input),
             "cancellation": complete,
-            "checkpoint": case.checkpoint,
             "completion_time": stopped,
-            "waiting": None,
-            "retry_time": None,
         },
     )
 
 
-def _where(case: PolicyInput) -> dict[str, Any]:
-    """Epoch, batch and checkpoint: from the run's last word, else from its last report."""
-    progress, result = case.status.progress, case.result
-    where: dict[str, Any] = {"checkpoint": case.checkpoint}
+def _stop_position(policy_input: PolicyInput) -> dict[str, Any]:
+    """Epoch, batch and checkpoint: from the run result, otherwise from the latest report."""
+    progress, result = policy_input.status.progress, policy_input.result
+    position: dict[str, Any] = {"checkpoint": policy_input.checkpoint}
     if result is not None:
-        return {**where, "epoch": result.epoch, "batch": result.batch}
+        return {**position, "epoch": result.epoch, "batch": result.batch}
     if progress is not None:
-        return {**where, "epoch": progress.current_epoch, "batch": progress.current_batch}
-    return where
+        return {**position, "epoch": progress.current_epoch, "batch": progress.current_batch}
+    return position
 
 
-def _words(receipt: CancellationReceipt) -> str:
+def _cancelled_message(receipt: CancellationReceipt) -> str:
     if not receipt.epoch:
         return "Cancelled before training began"
     saved = f"checkpoint {receipt.checkpoint.path}" if receipt.checkpoint else "no checkpoint"

@@ -1,51 +1,79 @@
-"""A child was refused: quota, admission, or a name that somebody else holds.
+"""A child could not be created: quota, admission, a webhook, a taken name, or an invalid pod.
 
-Not one of the ordered rules: `reconcile` asks it when the API server said no to a plan. Its words
-stand in status, and the next try comes after as long as the refusal has lasted (1 s to 60 s):
-exponential, without a counter, and the same after a restart of the operator.
+`reconcile` evaluates the Snapshot a second time when the API server has refused a start. The words
+of the server are shown in status, and the next try comes after as long as the refusals have lasted
+(1 s to 60 s): exponential, without a counter, and the same after a restart of the operator.
 """
 
 from datetime import timedelta
 from typing import Final
 
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.training_job import Waiting
+from ktrdr_api.training_job import Failure
+from ktrdr_operator.policies import interface
 from ktrdr_operator.policies.interface import (
+    MESSAGE_MAX_LENGTH,
     PolicyInput,
     PolicyResult,
     format_timestamp,
     parse_timestamp,
 )
+from ktrdr_operator.snapshot import CreateFailure, CreateFailureKind
 
-LEAST_SECONDS: Final = 1.0
-MOST_SECONDS: Final = 60.0
+MIN_SECONDS: Final = 1.0
+MAX_SECONDS: Final = 60.0
 
 
-def create_failed(case: PolicyInput, reason: Reason, words: str) -> PolicyResult:
-    """The state after a refusal."""
-    before = case.status.waiting
-    same = before is not None and before.reason == reason
-    since = before.since if before is not None and same else format_timestamp(case.now)
-    lasted = (case.now - parse_timestamp(since)).total_seconds()
-    delay = min(max(lasted, LEAST_SECONDS), MOST_SECONDS)
-    waiting = Waiting(reason=reason, message=words, since=since)
+def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
+    """Decide when the start that was just tried has failed."""
+    failure = policy_input.snapshot.create_failure
+    if failure is None:
+        return None
+    if failure.kind is CreateFailureKind.INVALID:
+        return _invalid(policy_input, failure)
+    reason = Reason.FAILED_CREATE
+    if failure.kind is CreateFailureKind.NAME_CONFLICT:
+        reason = Reason.NAME_CONFLICT
+    return _waiting(policy_input, reason, failure.message)
+
+
+def retry_seconds(policy_input: PolicyInput, reason: str) -> float:
+    """Seconds until the next try: as many as this reason has lasted."""
+    before = policy_input.status.waiting
+    if before is None or before.reason != reason:
+        return MIN_SECONDS
+    lasted = (policy_input.now - parse_timestamp(before.since)).total_seconds()
+    return min(max(lasted, MIN_SECONDS), MAX_SECONDS)
+
+
+def _waiting(policy_input: PolicyInput, reason: Reason, message: str) -> PolicyResult:
+    seconds = retry_seconds(policy_input, reason)
+    due = format_timestamp(policy_input.now + timedelta(seconds=seconds))
+    waiting = policy_input.waiting(
+        reason, f"{message}; tried again at waiting.retryTime", retry_time=due
+    )
+    attempt = max(policy_input.status.attempt, 1)
     return PolicyResult(
         phase=Phase.PENDING,
         reason=reason,
-        message=words,
-        changes={
-            "waiting": waiting,
-            "retry_time": format_timestamp(case.now + timedelta(seconds=delay)),
-        },
-        requeue_seconds=delay,
+        message=waiting.message,
+        changes={**interface.pending(policy_input, attempt), "waiting": waiting},
+        requeue_seconds=seconds,
     )
 
 
-def still_failing(waiting: Waiting, seconds: float) -> PolicyResult:
-    """The state between two tries."""
+def _invalid(policy_input: PolicyInput, failure: CreateFailure) -> PolicyResult:
+    message = f"{failure.message}; correct it in a new TrainingJob"[:MESSAGE_MAX_LENGTH]
+    attempt = policy_input.status.attempt
     return PolicyResult(
-        phase=Phase.PENDING,
-        reason=Reason(waiting.reason),
-        message=waiting.message,
-        requeue_seconds=seconds,
+        phase=Phase.FAILED,
+        reason=Reason.INVALID_REQUEST,
+        message=message,
+        changes={
+            "attempt_state": policy_input.status.attempt_state,
+            "waiting": None,
+            "retry_time": None,
+            "completion_time": format_timestamp(policy_input.now),
+            "failure": Failure(attempt=attempt, reason=Reason.INVALID_REQUEST, message=message),
+        },
     )

@@ -1,18 +1,26 @@
 """The current attempt has ended: completed, failed for good, or to be tried again.
 
-Disruptions (eviction, drain, a pod deleted by hand, SIGTERM) are tried again and never counted.
-Failures are counted against `backoffLimit`. A bad request, bad data and OOM are not tried again:
-the next attempt would end the same way.
+A disruption is an end that the trainer did not cause: eviction, preemption, drain, a deleted pod, a
+lost node, SIGTERM, a pod that failed before its container started. Disruptions are not counted
+against `backoffLimit`; while no new checkpoint comes they back off and are bounded by
+`disruptionLimit`. A bad request, bad data and OOM are not tried again: the next attempt would end
+the same way.
 """
 
 import signal
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.run_contract import ExitCode, Outcome, RunResult
 from ktrdr_api.training_job import Artifact, Failure, MetricValue, Result
-from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, format_timestamp
+from ktrdr_operator.policies import interface
+from ktrdr_operator.policies.interface import (
+    MESSAGE_MAX_LENGTH,
+    PolicyInput,
+    PolicyResult,
+    format_timestamp,
+)
 from ktrdr_operator.snapshot import PodView, Termination
 
 _SIGNAL_BASE: Final = 128
@@ -23,66 +31,126 @@ Source: kubernetes/pkg/kubelet/container/runtime.go, ContainerReasonStatusUnknow
 _FINAL_EXIT_CODES: Final = frozenset({ExitCode.BAD_REQUEST, ExitCode.BAD_DATA})
 _SIGNALS: Final = range(1, signal.NSIG)
 _KNOWN_REASONS: Final = frozenset(Reason)
+_MAX_DOUBLINGS: Final = 30
+"""Beyond any cap on the delay; keeps the power small."""
+_SHOWN_METRICS: Final = ("test_accuracy", "test_loss")
 
 
-def evaluate(case: PolicyInput) -> PolicyResult | None:
-    """Speaks when the pod has ended and its end has not been judged yet."""
-    pod = case.pod
-    if pod is None or not pod.ended or case.is_waiting_for_retry:
+def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
+    """Decide when the pod has ended and its end has not been decided yet."""
+    pod = policy_input.pod
+    if pod is None or not pod.ended or policy_input.is_waiting_for_retry:
         return None
-    result = case.result
+    result = policy_input.result
     if result is not None and result.outcome is Outcome.SUCCEEDED:
-        return _completed(case, pod, result)
-    if _is_disruption(pod):
-        return disrupted(case, f'Pod "{pod.name}" was stopped from outside')
-    failure = _failure(case, pod, result)
+        return _completed(policy_input, result)
+    if (cause := _disruption(pod)) is not None:
+        return disrupted(policy_input, cause)
+    return _judge(policy_input, _failure(policy_input, pod))
+
+
+def _judge(policy_input: PolicyInput, failure: Failure) -> PolicyResult:
+    """Fail for good, or retry."""
     if failure.reason == Reason.OOM_KILLED or failure.exit_code in _FINAL_EXIT_CODES:
-        return _failed(case, pod, Reason(failure.reason), failure)
-    if case.status.retries >= case.job.spec.backoff_limit:
-        return _failed(case, pod, Reason.BACKOFF_LIMIT_EXCEEDED, failure)
-    return _retry(case, failure)
+        return _failed(policy_input, Reason(failure.reason), failure)
+    if policy_input.job.unreadable:
+        return _failed(policy_input, Reason.INVALID_REQUEST, failure)
+    if policy_input.status.retries >= policy_input.job.spec.backoff_limit:
+        return _failed(policy_input, Reason.BACKOFF_LIMIT_EXCEEDED, failure)
+    return _retry(policy_input, failure)
 
 
-def disrupted(case: PolicyInput, what: str) -> PolicyResult:
-    """The next attempt follows at once and goes on from the newest checkpoint.
+def disrupted(policy_input: PolicyInput, cause: str) -> PolicyResult:
+    """Retry after a disruption.
 
-    Not at once when the trainer had not got as far as reporting: a node that stops every pod, or an
-    image that ends like one that was stopped, would get a pod a second.
+    Immediately if the attempt has left a new checkpoint: it made progress. Otherwise with a delay
+    that doubles with each disruption in a row, and not more often than `disruptionLimit`.
     """
-    delay = 0.0 if case.has_reported else case.limits.retry_base_seconds
+    status = policy_input.status
+    in_a_row = 0 if _has_new_checkpoint(policy_input) else status.disruptions_since_checkpoint + 1
+    if in_a_row > policy_input.job.spec.disruption_limit:
+        return _disrupted_too_often(policy_input, cause, in_a_row)
+    delay = _backoff_seconds(policy_input, in_a_row - 1) if in_a_row else 0.0
+    due = policy_input.now + timedelta(seconds=delay)
+    when = f"at {format_timestamp(due)} " if delay else ""
+    words = (
+        f"{cause}; the next attempt {when}resumes from the latest checkpoint, if any, and does not "
+        "count as a retry"
+    )
     return PolicyResult(
         phase=Phase.RETRYING,
         reason=Reason.DISRUPTED,
-        message=f"{what}; the next attempt goes on from the newest checkpoint",
+        message=words[:MESSAGE_MAX_LENGTH],
         changes={
-            "retry_time": format_timestamp(case.now + timedelta(seconds=delay)),
-            "waiting": None,
-            "checkpoint": case.checkpoint,
+            **interface.ended(policy_input, due),
+            "disruptions": status.disruptions + 1,
+            "disruptions_since_checkpoint": in_a_row,
         },
         requeue_seconds=delay,
     )
 
 
-def _is_disruption(pod: PodView) -> bool:
+def _has_new_checkpoint(policy_input: PolicyInput) -> bool:
+    """Whether this attempt has got further than the one before: `status` has that one's."""
+    latest, before = policy_input.checkpoint, policy_input.status.checkpoint
+    return latest is not None and (before is None or latest.step > before.step)
+
+
+def _backoff_seconds(policy_input: PolicyInput, doublings: int) -> float:
+    limits = policy_input.limits
+    delay = limits.retry_base_seconds * float(2 ** min(doublings, _MAX_DOUBLINGS))
+    return min(limits.retry_cap_seconds, delay)
+
+
+def _disrupted_too_often(policy_input: PolicyInput, cause: str, in_a_row: int) -> PolicyResult:
+    message = (
+        f"Disrupted {in_a_row} times in a row without a new checkpoint, spec.disruptionLimit is "
+        f"{policy_input.job.spec.disruption_limit}; last: {cause}. Find out what stops the pods "
+        "(kubectl get events), or create a new TrainingJob with a lower checkpoint.periodSeconds "
+        "or a higher disruptionLimit"
+    )[:MESSAGE_MAX_LENGTH]
+    reason = Reason.DISRUPTION_LIMIT_EXCEEDED
+    return PolicyResult(
+        phase=Phase.FAILED,
+        reason=reason,
+        message=message,
+        changes={
+            **interface.finished(policy_input),
+            "disruptions": policy_input.status.disruptions + 1,
+            "disruptions_since_checkpoint": in_a_row,
+            "failure": Failure(attempt=policy_input.attempt, reason=reason, message=message),
+        },
+    )
+
+
+def _disruption(pod: PodView) -> str | None:
+    """What has stopped the pod, when it was not its trainer."""
+    end, name = pod.termination, f'Pod "{pod.name}"'
+    if pod.never_started:
+        words = pod.message or (end.message or end.reason if end else "")
+        return f"{name} failed before its trainer started" + (f": {words}" if words else "")
     if pod.disrupted:
-        return True
-    end = pod.termination
+        words = f" ({pod.message})" if pod.message else ""
+        return f"{name} was disrupted (evicted, preempted, deleted or terminated){words}"
     if end is None:
-        return pod.gone
+        return f"{name} no longer exists (deleted, or its node was lost)" if pod.gone else None
     stopped = end.exit_code in {ExitCode.STOPPED, ExitCode.TERMINATED}
     killed_on_deletion = end.exit_code == _SIGNAL_BASE + signal.SIGKILL and pod.deleting
-    return stopped or killed_on_deletion or end.reason == _LOST_BY_KUBELET
+    if stopped or killed_on_deletion:
+        return f"{name} was disrupted (evicted, preempted, deleted or terminated)"
+    if end.reason == _LOST_BY_KUBELET:
+        return f'{name} was lost: node "{pod.node}" no longer knows its container'
+    return None
 
 
-def _completed(case: PolicyInput, pod: PodView, result: RunResult) -> PolicyResult:
+def _completed(policy_input: PolicyInput, result: RunResult) -> PolicyResult:
     artifact = result.artifact
-    path = f" at {artifact.path}" if artifact else ""
     return PolicyResult(
         phase=Phase.SUCCEEDED,
         reason=Reason.COMPLETED,
-        message=f"Trained {result.epochs_completed} epochs; the model is stored{path}",
+        message=_completed_message(result),
         changes={
-            **_ended_changes(case, pod),
+            **interface.finished(policy_input),
             "result": Result(
                 outcome=result.outcome,
                 duration_seconds=result.duration_seconds,
@@ -91,99 +159,101 @@ def _completed(case: PolicyInput, pod: PodView, result: RunResult) -> PolicyResu
                 epochs_completed=result.epochs_completed,
                 best_epoch=result.best_epoch,
             ),
-            "checkpoint": case.checkpoint,
         },
     )
 
 
-def _failed(case: PolicyInput, pod: PodView, reason: Reason, failure: Failure) -> PolicyResult:
+def _completed_message(result: RunResult) -> str:
+    path = f" at {result.artifact.path}" if result.artifact else ""
+    shown = [f"{m.name} {m.value}" for m in result.metrics if m.name in _SHOWN_METRICS]
+    metrics = f"; {', '.join(shown)}" if shown else ""
+    return f"Trained {result.epochs_completed} epochs; the model is stored{path}{metrics}"
+
+
+def _failed(policy_input: PolicyInput, reason: Reason, failure: Failure) -> PolicyResult:
     prefix = ""
     if reason is Reason.BACKOFF_LIMIT_EXCEEDED:
-        prefix = f"Failed {case.status.retries + 1} times (backoffLimit reached). Last: "
+        limit, times = policy_input.job.spec.backoff_limit, policy_input.status.retries + 1
+        often = f"{times} times" if times > 1 else "once"
+        prefix = f"Failed {often}, spec.backoffLimit is {limit}; last failure: "
+    if policy_input.job.unreadable:
+        prefix = f"{policy_input.job.unreadable}; the failed attempt is not retried: "
     return PolicyResult(
         phase=Phase.FAILED,
         reason=reason,
-        message=(prefix + failure.message)[:1024],
-        changes={**_ended_changes(case, pod), "failure": failure, "checkpoint": case.checkpoint},
+        message=(prefix + failure.message)[:MESSAGE_MAX_LENGTH],
+        changes={**interface.finished(policy_input), "failure": failure},
     )
 
 
-def _retry(case: PolicyInput, failure: Failure) -> PolicyResult:
-    limits = case.limits
-    delay = min(limits.retry_cap_seconds, limits.retry_base_seconds * 2**case.status.retries)
-    due = case.now + timedelta(seconds=delay)
-    number = case.status.retries + 1
+def _retry(policy_input: PolicyInput, failure: Failure) -> PolicyResult:
+    delay = _backoff_seconds(policy_input, policy_input.status.retries)
+    due = policy_input.now + timedelta(seconds=delay)
+    number, limit = policy_input.status.retries + 1, policy_input.job.spec.backoff_limit
+    words = f"Retry {number} of {limit} at {format_timestamp(due)}: {failure.message}"
     return PolicyResult(
         phase=Phase.RETRYING,
         reason=Reason.RETRYING,
-        message=f"Retry {number} of {case.job.spec.backoff_limit} at {format_timestamp(due)}: "
-        f"{failure.message}"[:1024],
-        changes={
-            "retries": number,
-            "retry_time": format_timestamp(due),
-            "failure": failure,
-            "waiting": None,
-            "checkpoint": case.checkpoint,
-        },
-        requeue_seconds=case.seconds_until(due),
+        message=words[:MESSAGE_MAX_LENGTH],
+        changes={**interface.ended(policy_input, due), "retries": number, "failure": failure},
+        requeue_seconds=delay,
     )
 
 
-def _ended_changes(case: PolicyInput, pod: PodView) -> dict[str, Any]:
-    end = pod.termination
-    started = end.started if end else None
-    finished = end.finished if end and end.finished else case.now
-    start = case.status.start_time or (format_timestamp(started) if started else None)
-    return {
-        "retry_time": None,
-        "start_time": start,
-        "host": pod.node or case.status.host,
-        "completion_time": format_timestamp(finished),
-        "waiting": None,
-    }
-
-
-def _failure(case: PolicyInput, pod: PodView, result: RunResult | None) -> Failure:
+def _failure(policy_input: PolicyInput, pod: PodView) -> Failure:
     end = pod.termination
     if end is None:
-        return Failure(
-            attempt=pod.attempt,
-            reason=Reason.TRAINER_FAILED,
-            message=pod.pod_message or f'Pod "{pod.name}" failed before its trainer started',
-        )
+        words = pod.message or "without a word of its container"
+        message = f'Pod "{pod.name}" failed: {words}; see kubectl describe pod {pod.name}'
+        return Failure(attempt=pod.attempt, reason=Reason.TRAINER_FAILED, message=message)
     number = end.exit_code - _SIGNAL_BASE
     killed = number if number in _SIGNALS else None
-    reason, message = _cause(case, end, result, killed)
+    reason, message = _cause(policy_input, pod, end, killed)
     return Failure(
         attempt=pod.attempt,
         rank=pod.rank,
         exit_code=end.exit_code,
         signal=killed,
         reason=reason,
-        message=message[:1024],
+        message=message[:MESSAGE_MAX_LENGTH],
     )
 
 
 def _cause(
-    case: PolicyInput, end: Termination, result: RunResult | None, killed: int | None
+    policy_input: PolicyInput,
+    pod: PodView,
+    end: Termination,
+    killed: int | None,
 ) -> tuple[Reason, str]:
+    result = policy_input.result
+    see = f"; see kubectl logs {pod.name}"
     if end.reason == Reason.OOM_KILLED:
-        limit = case.job.spec.trainer.resources.limits.get("memory", "none; the node ran out")
-        return Reason.OOM_KILLED, (
-            f"The trainer needed more memory than its limit ({limit}); raise "
-            "spec.trainer.resources.limits.memory or use fewer symbols"
-        )
+        return Reason.OOM_KILLED, _oom_message(policy_input)
     if result is not None:
         known = Reason(result.reason) if result.reason in _KNOWN_REASONS else Reason.TRAINER_FAILED
-        return known, result.message or f"The trainer ended with exit code {end.exit_code}"
+        return known, result.message or f"Trainer exited with code {end.exit_code}{see}"
     if killed is not None:
-        return Reason.TRAINER_FAILED, f"The trainer was killed by {_signal_name(killed)}"
-    tail = f"; its log ends: {end.message}" if end.message else ""
+        return Reason.TRAINER_FAILED, f"Trainer was killed by {_signal_name(killed)}{see}"
+    tail = f"; last log output: {end.message}" if end.message else see
     return Reason.TRAINER_FAILED, (
-        f"The trainer ended with exit code {end.exit_code} and left no result{tail}"
+        f"Trainer exited with code {end.exit_code} without writing a result{tail}"
+    )
+
+
+def _oom_message(policy_input: PolicyInput) -> str:
+    limit = policy_input.job.spec.trainer.resources.limits.get("memory")
+    if limit is None:
+        return (
+            "Trainer was OOM-killed because its node ran out of memory; set "
+            "spec.trainer.resources.requests.memory in a new TrainingJob so that the scheduler "
+            "reserves it, or use fewer symbols"
+        )
+    return (
+        f"Trainer was OOM-killed at its memory limit ({limit}); create a new TrainingJob with a "
+        "higher spec.trainer.resources.limits.memory or fewer symbols"
     )
 
 
 def _signal_name(number: int) -> str:
-    names = {s.value: s.name for s in signal.Signals}
-    return f"signal {number} ({names.get(number, 'unknown')})"
+    known = {s.value: s.name for s in signal.Signals}
+    return f"signal {number} ({known.get(number, 'unknown')})"

@@ -1,15 +1,31 @@
-"""What a policy is given and what it answers."""
+"""Input and result of a policy, and the transitions of an attempt.
+
+An attempt is Pending (no trainer started), Running or Ended; `status.attemptState` says which, and
+only the functions at the end of this module change it, together with the fields that go with it.
+"""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from ktrdr_api.conditions import Phase, Reason
+from ktrdr_api import names
+from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome, RunResult
-from ktrdr_api.training_job import CheckpointStatus, TrainingJobStatus, Waiting
+from ktrdr_api.training_job import (
+    AttemptState,
+    CheckpointStatus,
+    TrainingJobStatus,
+    Waiting,
+)
 from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion, PodView, Snapshot
 
-_REFUSALS: Final = frozenset({Reason.FAILED_CREATE, Reason.NAME_CONFLICT})
+MESSAGE_MAX_LENGTH: Final = 1024
+"""Limit of the CRD."""
+CREATE_FAILURES: Final = frozenset({Reason.FAILED_CREATE, Reason.NAME_CONFLICT})
+"""Reasons of `status.waiting` that a failed create of a child has left there."""
+REWORD_SECONDS: Final = 30.0
+"""A message about the same obstacle is not rewritten more often: with 1,000 pending pods the
+scheduler's words change at every change of the cluster."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +48,40 @@ class PolicyInput:
         return self.snapshot.current()
 
     @property
-    def result(self) -> RunResult | None:
-        """The last word of the current attempt, if it speaks of this very TrainingJob.
+    def attempt(self) -> int:
+        """Number of the current attempt; attempt 1 may run before it is on record."""
+        started = self.pod is not None or self.has_reported
+        return self.status.attempt or int(started)
 
-        Or of none: a trainer that could not read its request does not know whose it was.
+    @property
+    def is_waiting_for_retry(self) -> bool:
+        """Whether the current attempt has ended and the next one waits for its time."""
+        return self.status.attempt_state is AttemptState.ENDED
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether the trainer of the current attempt has reported progress."""
+        progress = self.status.progress
+        return progress is not None and progress.attempt == max(self.status.attempt, 1)
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the trainer of the current attempt is known to have started."""
+        running = any(
+            c.type == ConditionType.RUNNING and c.status == "True" for c in self.status.conditions
+        )
+        return self.has_reported or running or self.status.attempt_state is AttemptState.RUNNING
+
+    @property
+    def has_ever_run(self) -> bool:
+        """Whether a trainer of this job has ever started."""
+        return self.status.start_time is not None or self.has_reported
+
+    @property
+    def result(self) -> RunResult | None:
+        """Run result of the current attempt, if it is about this very TrainingJob.
+
+        Or about none: a trainer that could not read its request does not know the job's UID.
         """
         end = self.pod.termination if self.pod is not None else None
         result = end.result if end is not None else None
@@ -45,24 +91,17 @@ class PolicyInput:
 
     @property
     def create_failure(self) -> Waiting | None:
-        """Why a child of the recorded attempt could not be created, until its pod is seen."""
+        """Why a child could not be created, until the pod is known."""
         waiting = self.status.waiting
-        return waiting if waiting is not None and waiting.reason in _REFUSALS else None
-
-    @property
-    def is_waiting_for_retry(self) -> bool:
-        """Whether the current attempt is over and the next one only waits for its time."""
-        return self.status.retry_time is not None and self.create_failure is None
-
-    @property
-    def has_reported(self) -> bool:
-        """Whether the trainer of the current attempt got as far as reporting progress."""
-        progress = self.status.progress
-        return progress is not None and progress.attempt == self.status.attempt
+        return waiting if waiting is not None and waiting.reason in CREATE_FAILURES else None
 
     @property
     def checkpoint(self) -> CheckpointStatus | None:
-        """The last durable one: of the last word, else of this attempt's reports, else as known."""
+        """Latest durable checkpoint.
+
+        Of the run result if it has one, otherwise of this attempt's progress reports, otherwise
+        as in `status.checkpoint`.
+        """
         if self.result is not None and self.result.checkpoint is not None:
             return CheckpointStatus(**self.result.checkpoint.model_dump())
         progress = self.status.progress if self.has_reported else None
@@ -70,7 +109,7 @@ class PolicyInput:
         return reported or self.status.checkpoint
 
     def unfinished_pods(self) -> tuple[PodView, ...]:
-        """Pods of this very TrainingJob in which a process may still run."""
+        """Pods of this very TrainingJob in which a trainer may still run."""
         return tuple(
             pod for pod in self.snapshot.pods if pod.owner_uid == self.job.uid and not pod.ended
         )
@@ -87,10 +126,28 @@ class PolicyInput:
         """Seconds from now, never negative."""
         return max((moment - self.now).total_seconds(), 0.0)
 
+    def waiting(self, reason: Reason, message: str, *, retry_time: str | None = None) -> Waiting:
+        """Build `status.waiting`, with the time at which this reason began.
+
+        The message about the same reason is kept for `REWORD_SECONDS` after a write.
+        """
+        before = self.status.waiting
+        if before is None or before.reason != reason:
+            before = None
+        written = self.snapshot.seconds_since_write
+        if before is not None and written is not None and written < REWORD_SECONDS:
+            message = before.message
+        return Waiting(
+            reason=reason,
+            message=message[:MESSAGE_MAX_LENGTH],
+            since=before.since if before is not None else format_timestamp(self.now),
+            retry_time=retry_time,
+        )
+
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """The state a policy found, and what is to be done about it."""
+    """The state that a policy found, and what is to be done about it."""
 
     phase: Phase
     reason: Reason
@@ -100,6 +157,8 @@ class PolicyResult:
     start: AttemptStart | None = None
     deletions: tuple[PodDeletion, ...] = ()
     requeue_seconds: float | None = None
+    is_silent: bool = False
+    """Leave the status as it is: nothing has happened yet that is worth a write."""
 
 
 def format_timestamp(moment: datetime) -> str:
@@ -108,15 +167,89 @@ def format_timestamp(moment: datetime) -> str:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """The inverse of `timestamp`."""
+    """The inverse of `format_timestamp`."""
     return datetime.fromisoformat(text)
 
 
+def end_of_second(text: str) -> datetime:
+    """Latest moment that a timestamp of whole seconds can stand for: a deadline is never early."""
+    return parse_timestamp(text) + timedelta(seconds=1)
+
+
 def deletion_of(pod: PodView) -> tuple[PodDeletion, ...]:
-    """The deletion of a pod, unless it is under way already."""
+    """Deletion of a pod, unless it is under way already."""
     return () if pod.deleting or pod.gone else (PodDeletion(pod.name, pod.uid),)
 
 
-def starting_message(pod_name: str) -> str:
-    """The same words before and after the pod is known: a start costs one status write, not two."""
-    return f'Pod "{pod_name}" is starting'
+def starting_message(policy_input: PolicyInput, attempt: int) -> str:
+    """The same words before and after the pod is known."""
+    return f'Pod "{names.pod_name(policy_input.job.name, attempt)}" is starting'
+
+
+def terminating_message(policy_input: PolicyInput, pod: PodView) -> str:
+    """What a pod that is being deleted waits for, and the remedy once its time is over."""
+    deadline = pod.deletion_time
+    if deadline is None or policy_input.now <= deadline:
+        until = f" until {format_timestamp(deadline)}" if deadline else ""
+        return f'Pod "{pod.name}" is being deleted; its trainer has{until} to stop'
+    return (
+        f'Pod "{pod.name}" is being deleted, but node "{pod.node}" has not confirmed that its '
+        "process ended; no other attempt starts before that. If the node is lost, add the taint "
+        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute to it, or run kubectl delete "
+        f"pod {pod.name} -n {policy_input.job.namespace} --force --grace-period=0"
+    )
+
+
+# The transitions of an attempt.
+
+
+def pending(policy_input: PolicyInput, attempt: int) -> dict[str, Any]:
+    """The attempt is on record, and its trainer has not started."""
+    is_same = attempt == policy_input.status.attempt
+    return {
+        "attempt": attempt,
+        "attempt_state": AttemptState.PENDING,
+        "pod_name": names.pod_name(policy_input.job.name, attempt),
+        "host": policy_input.status.host if is_same else None,
+        "retry_time": None,
+    }
+
+
+def running(policy_input: PolicyInput, pod: PodView) -> dict[str, Any]:
+    """The trainer has started."""
+    start = policy_input.status.start_time
+    return {
+        "attempt": pod.attempt,
+        "attempt_state": AttemptState.RUNNING,
+        "pod_name": pod.name,
+        "host": pod.node,
+        "start_time": start or (format_timestamp(pod.started) if pod.started else None),
+        "retry_time": None,
+    }
+
+
+def ended(policy_input: PolicyInput, retry_time: datetime | None = None) -> dict[str, Any]:
+    """The attempt has ended: with a time for the next one, or for good."""
+    pod, result = policy_input.pod, policy_input.result
+    end = pod.termination if pod is not None else None
+    start = policy_input.status.start_time
+    attempt = policy_input.attempt
+    return {
+        "attempt": attempt,
+        "attempt_state": AttemptState.ENDED if attempt else None,
+        "pod_name": names.pod_name(policy_input.job.name, attempt) if attempt else None,
+        "host": (pod.node if pod is not None else None) or policy_input.status.host,
+        "start_time": start or (format_timestamp(end.started) if end and end.started else None),
+        "retry_time": format_timestamp(retry_time) if retry_time else None,
+        "waiting": None,
+        "checkpoint": policy_input.checkpoint,
+        "warnings": result.warnings if result is not None else policy_input.status.warnings,
+    }
+
+
+def finished(policy_input: PolicyInput) -> dict[str, Any]:
+    """The job has finished: its last attempt has ended, at the time that its container says."""
+    pod = policy_input.pod
+    end = pod.termination if pod is not None else None
+    moment = end.finished if end and end.finished else policy_input.now
+    return {**ended(policy_input), "completion_time": format_timestamp(moment)}

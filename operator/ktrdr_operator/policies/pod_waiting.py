@@ -1,21 +1,22 @@
-"""The pod exists and its trainer has not started: pass on the words of whoever holds it up.
+"""The pod exists and its trainer has not started: report who or what holds it up.
 
 Waiting for a node is no failure: GPUs are scarce. An image that cannot be pulled becomes one after
-a grace time, with the kubelet's words.
+a grace time, but only for a job that has never run: what ran once waits for the registry.
 """
 
 from datetime import timedelta
 from typing import Final
 
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.training_job import Failure, Waiting
+from ktrdr_api.training_job import Failure
+from ktrdr_operator.policies import interface
 from ktrdr_operator.policies.interface import (
     PolicyInput,
     PolicyResult,
     deletion_of,
     format_timestamp,
     parse_timestamp,
-    starting_message,
+    terminating_message,
 )
 from ktrdr_operator.snapshot import PodView, WaitReason
 
@@ -25,81 +26,183 @@ _IMAGE_REASONS: Final = frozenset(
         "ImagePullBackOff",
         "InvalidImageName",
         "ErrImageNeverPull",
+        "ImageInspectError",
         "RegistryUnavailable",
+        "SignatureValidationFailed",
     }
 )
+"""Source: kubernetes/pkg/kubelet/images/types.go."""
 _CLAIM_WORD: Final = "persistentvolumeclaim"
+SILENT_SECONDS: Final = 3.0
+"""A pod that starts within this time costs no status write before Running."""
+UNEXPLAINED_SECONDS: Final = 30.0
+"""After this time a pod that nobody has said a word about is itself worth a word."""
+RECHECK_SECONDS: Final = (SILENT_SECONDS, 10.0, 20.0, UNEXPLAINED_SECONDS, 60.0)
+"""Ages at which a pod that has not started is looked at again; then every 60 s. Its Events are read
+then: they are not watched."""
 
 
-def evaluate(case: PolicyInput) -> PolicyResult | None:
-    """Speaks when the current pod has neither started nor ended."""
-    pod = case.pod
+def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
+    """Decide when the current pod has neither started nor ended."""
+    pod = policy_input.pod
     if pod is None or pod.ended or pod.started is not None:
         return None
-    waiting = _waiting(case, pod.wait_reason)
-    if waiting is not None and waiting.reason == Reason.IMAGE_PULL_FAILED:
-        return _image(case, pod, waiting)
+    if pod.deleting:
+        return _terminating(policy_input, pod)
+    age = _age_seconds(policy_input, pod)
+    words = pod.wait_reason or _unexplained(pod, age)
+    if words is None or (words.is_progress and age < SILENT_SECONDS):
+        return _starting(policy_input, pod, age)
+    return _held_up(policy_input, pod, words)
+
+
+def _age_seconds(policy_input: PolicyInput, pod: PodView) -> float:
+    created = pod.created or policy_input.now
+    return max((policy_input.now - created).total_seconds(), 0.0)
+
+
+def _recheck_seconds(age: float) -> float:
+    return next((moment - age for moment in RECHECK_SECONDS if moment > age), RECHECK_SECONDS[-1])
+
+
+def _starting(policy_input: PolicyInput, pod: PodView, age: float) -> PolicyResult:
+    """The same words before and after the pod is known: a start costs at most one write."""
     return PolicyResult(
         phase=Phase.STARTING,
-        reason=Reason(waiting.reason) if waiting else Reason.STARTING,
-        message=waiting.message if waiting else starting_message(pod.name),
-        changes={"waiting": waiting, "retry_time": None},
+        reason=Reason.STARTING,
+        message=interface.starting_message(policy_input, pod.attempt),
+        changes={**interface.pending(policy_input, pod.attempt), "waiting": None},
+        requeue_seconds=_recheck_seconds(age),
+        is_silent=age < SILENT_SECONDS and policy_input.create_failure is None,
     )
 
 
-def _waiting(case: PolicyInput, wait_reason: WaitReason | None) -> Waiting | None:
-    if wait_reason is None:
-        return None
-    reason = _reason(wait_reason)
-    before = case.status.waiting
-    same = before is not None and before.reason == reason
-    if before is not None and same and reason is Reason.IMAGE_PULL_FAILED:
-        return before  # the kubelet alternates between two wordings of one fact
-    return Waiting(
-        reason=reason,
-        message=_with_remedy(case, reason, wait_reason.message),
-        since=before.since if before is not None and same else format_timestamp(case.now),
-    )
-
-
-def _reason(wait_reason: WaitReason) -> Reason:
-    if wait_reason.reason in _IMAGE_REASONS:
-        return Reason.IMAGE_PULL_FAILED
-    if _CLAIM_WORD in wait_reason.message.lower():
-        return Reason.VOLUME_NOT_READY
-    if wait_reason.reason == "Unschedulable":
-        return Reason.UNSCHEDULABLE
-    return Reason.STARTING
-
-
-def _with_remedy(case: PolicyInput, reason: Reason, words: str) -> str:
-    if reason is not Reason.VOLUME_NOT_READY:
-        return words
-    verb = "create" if "not found" in words else "bind"
-    remedy = f'{verb} the claim in namespace "{case.job.namespace}" and the job starts'
-    return f"{words.rstrip('. ')}; {remedy}"
-
-
-def _image(case: PolicyInput, pod: PodView, waiting: Waiting) -> PolicyResult:
-    due = parse_timestamp(waiting.since) + timedelta(seconds=case.limits.image_pull_grace_seconds)
-    if case.now < due:
-        return PolicyResult(
-            phase=Phase.STARTING,
-            reason=Reason.IMAGE_PULL_FAILED,
-            message=waiting.message,
-            changes={"waiting": waiting, "retry_time": None},
-            requeue_seconds=case.seconds_until(due),
+def _held_up(policy_input: PolicyInput, pod: PodView, words: WaitReason) -> PolicyResult:
+    reason = _reason(words)
+    waiting = policy_input.waiting(reason, _with_remedy(policy_input, reason, words.message))
+    before = policy_input.status.waiting
+    if before is not None and before.reason == reason is Reason.IMAGE_PULL_FAILED:
+        waiting = before  # the kubelet alternates between two wordings of one fact
+    if reason is Reason.IMAGE_PULL_FAILED and not policy_input.has_ever_run:
+        due = parse_timestamp(waiting.since) + timedelta(
+            seconds=policy_input.limits.image_pull_grace_seconds
         )
-    failure = Failure(attempt=pod.attempt, reason=Reason.IMAGE_PULL_FAILED, message=waiting.message)
+        if policy_input.now >= due:
+            return _image_failed(policy_input, pod, waiting.message)
+    return PolicyResult(
+        phase=Phase.STARTING,
+        reason=reason,
+        message=waiting.message,
+        changes={**interface.pending(policy_input, pod.attempt), "waiting": waiting},
+        requeue_seconds=_requeue_seconds(policy_input, pod, reason, waiting.since),
+    )
+
+
+def _requeue_seconds(policy_input: PolicyInput, pod: PodView, reason: Reason, since: str) -> float:
+    recheck = _recheck_seconds(_age_seconds(policy_input, pod))
+    if reason is not Reason.IMAGE_PULL_FAILED or policy_input.has_ever_run:
+        return recheck
+    grace = timedelta(seconds=policy_input.limits.image_pull_grace_seconds)
+    return policy_input.seconds_until(parse_timestamp(since) + grace)
+
+
+def _reason(words: WaitReason) -> Reason:
+    if words.is_progress:
+        return Reason.STARTING
+    if words.reason in _IMAGE_REASONS:
+        return Reason.IMAGE_PULL_FAILED
+    if _CLAIM_WORD in words.message.lower():
+        return Reason.VOLUME_NOT_READY
+    if words.reason == "Unschedulable":
+        return Reason.UNSCHEDULABLE
+    return Reason.POD_NOT_READY
+
+
+_REMEDIES: Final = {
+    Reason.UNSCHEDULABLE: "the job starts when a node fits: see spec.trainer.resources, "
+    "nodeSelector and tolerations, and kubectl describe nodes",
+    Reason.POD_NOT_READY: "the job starts when this is corrected: see kubectl describe pod {pod}",
+}
+
+
+def _with_remedy(policy_input: PolicyInput, reason: Reason, words: str) -> str:
+    words = words.rstrip(". ")
+    if reason is Reason.STARTING:
+        return words
+    namespace = policy_input.job.namespace
+    if reason is Reason.VOLUME_NOT_READY:
+        return f"{words}; {_claim_remedy(words, namespace)}"
+    if reason is Reason.IMAGE_PULL_FAILED:
+        return f"{words}; {_image_remedy(policy_input)}"
+    pod = policy_input.pod
+    return f"{words}; {_REMEDIES[reason].format(pod=pod.name if pod else '')}"
+
+
+def _claim_remedy(words: str, namespace: str) -> str:
+    if "not found" in words:
+        return f'create the claim in namespace "{namespace}" and the job starts'
+    if "being deleted" in words or "is terminating" in words:
+        return f'create the claim in namespace "{namespace}" again once it is deleted'
+    return f'bind the claim in namespace "{namespace}" and the job starts'
+
+
+def _image_remedy(policy_input: PolicyInput) -> str:
+    if policy_input.has_ever_run:
+        return "the job waits, and resumes when the image can be pulled"
+    seconds = policy_input.limits.image_pull_grace_seconds
+    return (
+        f"the job fails if this lasts longer than {seconds:.0f} s: check the image's name, the "
+        "registry and spec.trainer.imagePullSecrets"
+    )
+
+
+def _unexplained(pod: PodView, age: float) -> WaitReason | None:
+    if age < UNEXPLAINED_SECONDS:
+        return None
+    if pod.node is None:
+        text = (
+            f'No scheduler has placed pod "{pod.name}", nor said why; check that scheduler '
+            f'"{pod.scheduler or "default-scheduler"}" is running'
+        )
+    else:
+        text = (
+            f'Pod "{pod.name}" is on node "{pod.node}" and its trainer has not started; neither '
+            "its status nor its Events say why; check that the kubelet of this node is running"
+        )
+    return WaitReason("", text)
+
+
+def _terminating(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
+    message = terminating_message(policy_input, pod)
+    wait = policy_input.seconds_until(pod.deletion_time) if pod.deletion_time else 0.0
+    return PolicyResult(
+        phase=Phase.STARTING,
+        reason=Reason.TERMINATING,
+        message=message,
+        changes={
+            **interface.pending(policy_input, pod.attempt),
+            "waiting": policy_input.waiting(Reason.TERMINATING, message),
+        },
+        requeue_seconds=wait + 1.0 if wait else None,
+    )
+
+
+def _image_failed(policy_input: PolicyInput, pod: PodView, words: str) -> PolicyResult:
+    fact = words.rpartition(";")[0] or words
+    grace = policy_input.limits.image_pull_grace_seconds
+    message = (
+        f"{fact}; tried for {grace:.0f} s. Check the image's name, the registry and "
+        "spec.trainer.imagePullSecrets, then create a new TrainingJob"
+    )[: interface.MESSAGE_MAX_LENGTH]
+    failure = Failure(attempt=pod.attempt, reason=Reason.IMAGE_PULL_FAILED, message=message)
     return PolicyResult(
         phase=Phase.FAILED,
         reason=Reason.IMAGE_PULL_FAILED,
-        message=waiting.message,
+        message=message,
         changes={
-            "waiting": None,
-            "retry_time": None,
+            **interface.finished(policy_input),
             "failure": failure,
-            "completion_time": format_timestamp(case.now),
+            "completion_time": format_timestamp(policy_input.now),
         },
         deletions=deletion_of(pod),
     )

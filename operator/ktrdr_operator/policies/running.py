@@ -1,24 +1,77 @@
-"""The trainer runs: say since when and where, and keep its newest checkpoint in sight."""
+"""The trainer runs: say since when and where, and whether it is silent or being deleted."""
 
+from typing import Any, Final
+
+from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, format_timestamp
+from ktrdr_operator.policies import interface
+from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, terminating_message
+from ktrdr_operator.snapshot import PodView
+
+UNLABELLED_SECONDS: Final = 15.0
+"""How often a pod that lost its label is read: the watch does not report it."""
 
 
-def evaluate(case: PolicyInput) -> PolicyResult | None:
-    """Speaks when the trainer container of the current attempt has started and not ended."""
-    pod = case.pod
+def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
+    """Decide when the trainer container of the current attempt has started and not ended."""
+    pod = policy_input.pod
     if pod is None or pod.ended or pod.started is None:
         return None
+    changes = {
+        **interface.running(policy_input, pod),
+        "waiting": None,
+        "report_period_seconds": policy_input.snapshot.report_interval_seconds,
+    }
+    if pod.deleting:
+        return _terminating(policy_input, pod, changes)
+    reason, message = Reason.RUNNING, f'Trainer is running in pod "{pod.name}"'
+    limit = _no_report_seconds(policy_input)
+    left: float | None = limit - _seconds_since_report(policy_input, pod)
+    if left is not None and left <= 0:
+        reason, message, left = Reason.NOT_REPORTING, _silent_message(pod, limit), None
+    if pod.unlabelled:
+        message += f"; the pod has lost its label {names.LABEL_JOB}, so its end is noticed late"
+        left = UNLABELLED_SECONDS
     return PolicyResult(
         phase=Phase.RUNNING,
-        reason=Reason.RUNNING,
-        message=f'The trainer runs in pod "{pod.name}"',
-        changes={
-            "start_time": case.status.start_time or format_timestamp(pod.started),
-            "host": pod.node,
-            "waiting": None,
-            "retry_time": None,
-            "report_period_seconds": case.snapshot.report_period_seconds,
-            "checkpoint": case.checkpoint,
-        },
+        reason=reason,
+        message=message,
+        changes=changes,
+        requeue_seconds=left,
+    )
+
+
+def _terminating(policy_input: PolicyInput, pod: PodView, changes: dict[str, Any]) -> PolicyResult:
+    """The phase stays Running: a process that may write keeps the job's place."""
+    message = terminating_message(policy_input, pod)
+    wait = policy_input.seconds_until(pod.deletion_time) if pod.deletion_time else 0.0
+    return PolicyResult(
+        phase=Phase.RUNNING,
+        reason=Reason.TERMINATING,
+        message=message,
+        changes={**changes, "waiting": policy_input.waiting(Reason.TERMINATING, message)},
+        requeue_seconds=wait + 1.0 if wait else None,
+    )
+
+
+def _no_report_seconds(policy_input: PolicyInput) -> float:
+    """A trainer that was told to report rarely is not silent before it has missed three reports."""
+    told = policy_input.snapshot.report_interval_seconds or 0
+    period = max(told, policy_input.job.spec.progress.period_seconds)
+    return max(policy_input.limits.no_report_seconds, 3.0 * period)
+
+
+def _seconds_since_report(policy_input: PolicyInput, pod: PodView) -> float:
+    since_start = (policy_input.now - pod.started).total_seconds() if pod.started else 0.0
+    reported = policy_input.snapshot.seconds_since_report
+    if not policy_input.has_reported or reported is None:
+        return since_start
+    return min(since_start, reported)
+
+
+def _silent_message(pod: PodView, limit: float) -> str:
+    return (
+        f'No progress report from pod "{pod.name}" for more than {limit:.0f} s; the trainer may '
+        f"hang or cannot reach the API server: see kubectl logs {pod.name}, and set spec.cancel or "
+        "delete the pod to stop it"
     )

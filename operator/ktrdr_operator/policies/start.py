@@ -1,100 +1,174 @@
 """Nothing runs: start the first, the next or an interrupted attempt, or say what is missing.
 
-An attempt is recorded in status before its pod is created, and none is created while a pod of an
-earlier attempt may still run: two trainers never write to one output folder.
+No attempt is created while a pod of an earlier attempt may still run: two trainers never write to
+one output folder. Attempts after the first are on record before their pods are created. The first
+one is not: its pod has a fixed name, so a second create of it is answered by AlreadyExists, and a
+status write per job is saved.
 """
 
-from typing import Final
+from datetime import timedelta
 
-from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
-from ktrdr_api.training_job import Waiting
-from ktrdr_operator.policies.create_failed import still_failing
+from ktrdr_api.training_job import Failure, Waiting
+from ktrdr_operator.policies import interface
+from ktrdr_operator.policies.create_failed import retry_seconds
 from ktrdr_operator.policies.interface import (
     PolicyInput,
     PolicyResult,
     format_timestamp,
     parse_timestamp,
-    starting_message,
+    terminating_message,
 )
-from ktrdr_operator.snapshot import AttemptStart, PodView
-
-RECHECK_SECONDS: Final = 5.0
-"""How often a missing strategy is looked for: ConfigMaps are not watched (there are too many)."""
+from ktrdr_operator.snapshot import AttemptStart, PodView, StrategyText
 
 
-def evaluate(case: PolicyInput) -> PolicyResult:
-    """Always speaks: the last rule."""
-    status = case.status
-    create_failure = case.create_failure
-    if status.retry_time is not None and case.now < parse_timestamp(status.retry_time):
-        seconds = case.seconds_until(parse_timestamp(status.retry_time))
-        if create_failure is not None:
-            return still_failing(create_failure, seconds)
-        return _retrying(case, status.message, seconds)
-    if alive := case.unfinished_pods():
-        return _retrying(case, f'Waiting for pod "{alive[0].name}" to end', None)
-    if leftover := case.pods_of_deleted_job():
-        return _leftover(leftover[0])
-    strategy = case.snapshot.strategy
+def evaluate(policy_input: PolicyInput) -> PolicyResult:
+    """Decide always: the last policy."""
+    waiting = _wait_for_time(policy_input) or _wait_for_pods(policy_input)
+    if waiting is not None:
+        return waiting
+    if policy_input.job.unreadable:
+        return _unreadable(policy_input)
+    strategy = policy_input.snapshot.strategy
     if strategy is None or strategy.problem:
-        return _missing(case, strategy.problem if strategy else "The strategy was not read")
-    attempt = status.attempt + 1 if case.is_waiting_for_retry else max(status.attempt, 1)
-    return _start(case, attempt, strategy.text, create_failure)
+        return _strategy_missing(policy_input, strategy or StrategyText(problem="not read"))
+    return _start(policy_input, strategy, policy_input.create_failure)
+
+
+def _wait_for_time(policy_input: PolicyInput) -> PolicyResult | None:
+    """Between two attempts, and between two tries to create one."""
+    failed, phase, due = policy_input.create_failure, Phase.PENDING, None
+    if failed is not None:
+        due = failed.retry_time
+    elif policy_input.is_waiting_for_retry:
+        phase, due = Phase.RETRYING, policy_input.status.retry_time
+    seconds = policy_input.seconds_until(parse_timestamp(due)) if due else 0.0
+    return _as_before(policy_input, phase, seconds) if seconds > 0 else None
+
+
+def _wait_for_pods(policy_input: PolicyInput) -> PolicyResult | None:
+    if unfinished := policy_input.unfinished_pods():
+        return _previous_pod(policy_input, unfinished[0])
+    if leftover := policy_input.pods_of_deleted_job():
+        return _pod_of_deleted_job(policy_input, leftover[0])
+    return None
 
 
 def _start(
-    case: PolicyInput, attempt: int, strategy: str, create_failure: Waiting | None
+    policy_input: PolicyInput, strategy: StrategyText, failed: Waiting | None
 ) -> PolicyResult:
-    """A refusal stays on show until the pod is there: a try is no news."""
-    pod = names.pod_name(case.job.name, attempt)
+    status = policy_input.status
+    attempt = max(status.attempt + int(policy_input.is_waiting_for_retry), 1)
+    start = AttemptStart(attempt=attempt, strategy=strategy)
+    if failed is not None:
+        return _start_again(policy_input, start, failed)
+    if attempt == 1:
+        # Within this time the pod is known, or something holds it up.
+        return PolicyResult(
+            Phase.STARTING,
+            Reason.STARTING,
+            "",
+            start=start,
+            is_silent=True,
+        )
     return PolicyResult(
-        phase=Phase.PENDING if create_failure else Phase.STARTING,
-        reason=Reason(create_failure.reason) if create_failure else Reason.STARTING,
-        message=create_failure.message if create_failure else starting_message(pod),
-        changes={
-            "attempt": attempt,
-            "pod_name": pod,
-            "host": None,
-            "waiting": create_failure,
-            "retry_time": case.status.retry_time if create_failure else None,
-        },
-        start=AttemptStart(attempt=attempt, strategy=strategy),
+        phase=Phase.STARTING,
+        reason=Reason.STARTING,
+        message=interface.starting_message(policy_input, attempt),
+        changes={**interface.pending(policy_input, attempt), "waiting": None},
+        start=start,
     )
 
 
-def _leftover(pod: PodView) -> PolicyResult:
-    """Its deletion is under way; the event of its end brings us back."""
+def _start_again(policy_input: PolicyInput, start: AttemptStart, failed: Waiting) -> PolicyResult:
+    """The words stay until the pod is known, and the next try is on record before this one.
+
+    So a try costs this write and one create, and an operator that is behind makes none.
+    """
+    seconds = retry_seconds(policy_input, failed.reason)
+    due = format_timestamp(policy_input.now + timedelta(seconds=seconds))
     return PolicyResult(
         phase=Phase.PENDING,
-        reason=Reason.PENDING,
-        message=f'Waiting for pod "{pod.name}" of an earlier TrainingJob of this name to be gone',
-    )
-
-
-def _retrying(case: PolicyInput, message: str, seconds: float | None) -> PolicyResult:
-    reason = case.status.reason
-    return PolicyResult(
-        phase=Phase.RETRYING,
-        reason=Reason(reason) if reason in frozenset(Reason) else Reason.RETRYING,
-        message=message,
+        reason=Reason(failed.reason),
+        message=failed.message,
+        changes={
+            **interface.pending(policy_input, start.attempt),
+            "waiting": failed.model_copy(update={"retry_time": due}),
+        },
+        start=start,
         requeue_seconds=seconds,
     )
 
 
-def _missing(case: PolicyInput, problem: str) -> PolicyResult:
-    before = case.status.waiting
-    same = before is not None and before.reason == Reason.STRATEGY_NOT_FOUND
-    since = before.since if before is not None and same else format_timestamp(case.now)
-    waiting = Waiting(reason=Reason.STRATEGY_NOT_FOUND, message=problem, since=since)
+def _as_before(policy_input: PolicyInput, phase: Phase, seconds: float) -> PolicyResult:
+    status = policy_input.status
+    default = Reason.RETRYING if phase is Phase.RETRYING else Reason.PENDING
+    return PolicyResult(
+        phase=phase,
+        reason=Reason(status.reason) if status.reason in frozenset(Reason) else default,
+        message=status.message,
+        requeue_seconds=seconds,
+    )
+
+
+def _previous_pod(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
+    message = f'Waiting for pod "{pod.name}" of attempt {pod.attempt} to end'
+    if pod.deletion_time is not None and policy_input.now > pod.deletion_time:
+        message = terminating_message(policy_input, pod)
+    return PolicyResult(
+        phase=Phase.RETRYING,
+        reason=Reason.TERMINATING if pod.deleting else Reason.RETRYING,
+        message=message,
+        changes={"waiting": policy_input.waiting(Reason.TERMINATING, message)},
+        requeue_seconds=_seconds_until_overdue(policy_input, pod),
+    )
+
+
+def _pod_of_deleted_job(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
+    """Its deletion is under way; the event of its end triggers the next reconcile."""
+    message = (
+        f'Waiting for pod "{pod.name}" to terminate; it belongs to a deleted TrainingJob with the '
+        "same name"
+    )
+    if pod.deletion_time is not None and policy_input.now > pod.deletion_time and not pod.ended:
+        message = terminating_message(policy_input, pod)
+    return PolicyResult(
+        phase=Phase.PENDING,
+        reason=Reason.PENDING,
+        message=message,
+        changes={"waiting": policy_input.waiting(Reason.PENDING, message)},
+        requeue_seconds=_seconds_until_overdue(policy_input, pod),
+    )
+
+
+def _seconds_until_overdue(policy_input: PolicyInput, pod: PodView) -> float | None:
+    if pod.deletion_time is None or policy_input.now > pod.deletion_time:
+        return None
+    return policy_input.seconds_until(pod.deletion_time) + 1.0
+
+
+def _strategy_missing(policy_input: PolicyInput, strategy: StrategyText) -> PolicyResult:
+    waiting = policy_input.waiting(Reason.STRATEGY_NOT_FOUND, strategy.problem)
     return PolicyResult(
         phase=Phase.PENDING,
         reason=Reason.STRATEGY_NOT_FOUND,
-        message=problem,
+        message=waiting.message,
+        changes={"waiting": waiting},
+        requeue_seconds=strategy.retry_seconds,
+    )
+
+
+def _unreadable(policy_input: PolicyInput) -> PolicyResult:
+    message = f"{policy_input.job.unreadable}; correct it in a new TrainingJob"
+    return PolicyResult(
+        phase=Phase.FAILED,
+        reason=Reason.INVALID_REQUEST,
+        message=message,
         changes={
-            "waiting": waiting,
-            # A refused attempt has not been judged, and this wait hides the refusal.
-            "retry_time": case.status.retry_time if case.is_waiting_for_retry else None,
+            **interface.finished(policy_input),
+            "completion_time": format_timestamp(policy_input.now),
+            "failure": Failure(
+                attempt=policy_input.attempt, reason=Reason.INVALID_REQUEST, message=message
+            ),
         },
-        requeue_seconds=RECHECK_SECONDS,
     )

@@ -165,5 +165,5 @@ def test_run_with_the_api_server_away_trains_all_the_same(tmp_path: Path) -> Non
         api.is_away = False
         code, log = ended(process)
     assert code == 0
-    assert "training goes on" in messages(log)
+    assert "training continues" in messages(log)
     assert (api.progress["stage"], api.progress["percentage"]) == ("Done", 100)

@@ -1,7 +1,9 @@
+"""Values, schema and files of the chart, as far as they can be checked without Helm."""
+
 import json
 import re
+import shutil
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 import pytest
 import yaml
 
-from ktrdr_operator.leader import LEASE_NAME
+from ktrdr_api.crd import CHART_STRATEGIES, main
 from ktrdr_operator.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -36,12 +38,8 @@ def test_values_every_one_is_read_by_a_template() -> None:
 
 
 def test_values_every_one_has_its_comment() -> None:
-    lines = (CHART / "values.yaml").read_text().splitlines()
-    documented = {
-        line.split(":")[0].strip()
-        for before, line in pairwise(lines)
-        if before.strip().startswith("# --")
-    }
+    text = (CHART / "values.yaml").read_text()
+    documented = set(re.findall(r"^ *# -- .+\n(?: *# .+\n)* *(\w+):", text, re.MULTILINE))
     assert {path.rpartition(".")[2] for path in leaves(VALUES)} <= documented
 
 
@@ -51,12 +49,33 @@ def test_values_match_their_schema() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"imge": {}}, {"operator": {"worker": 1}}, {"replicas": "2"}, {"image": {"tag": "a b"}}],
-    ids=["unknown", "unknown below", "text for a number", "bad tag"],
+    [
+        {"imge": {}},
+        {"operator": {"worker": 1}},
+        {"replicas": "2"},
+        {"image": {"tag": "a b"}},
+        {"trainer": {"runAsUser": 0}},
+        {"trainer": {"fsGroup": "none"}},
+        {"trainer": {"podLabels": {"cost/": "1"}}},
+        {"trainer": {"podLabels": {"cost": "a b"}}},
+        {"trainer": {"podAnnotations": {"enabled": True}}},
+        {"trainer": {"inheritedLabels": ["a b"]}},
+        {"trainer": {"imagePullSecrets": ["registry"]}},
+        {"podSecurityContext": {"fsGroup": 1}},
+        {"admission": {"operatorAccounts": ["ktrdr-operator"]}},
+        {"operator": {"reportBytesPerSecond": 0}},
+        {"operator": {"noReportSeconds": 1}},
+    ],
+    ids=lambda values: json.dumps(values),
 )
 def test_schema_refuses(values: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(values, SCHEMA)
+
+
+@pytest.mark.parametrize("path", [("trainer", "runAsUser"), ("trainer", "fsGroup")])
+def test_schema_accepts_null_where_openshift_chooses(path: tuple[str, str]) -> None:
+    jsonschema.validate({path[0]: {path[1]: None}}, SCHEMA)
 
 
 def test_deployment_sets_every_setting_of_the_operator_and_no_other() -> None:
@@ -65,23 +84,66 @@ def test_deployment_sets_every_setting_of_the_operator_and_no_other() -> None:
 
 
 def test_values_default_to_what_the_operator_defaults_to() -> None:
-    operator = VALUES["operator"]
+    operator, trainer = VALUES["operator"], VALUES["trainer"]
+    want = {
+        "workers": operator["workers"],
+        "resync_seconds": operator["resyncSeconds"],
+        "report_writes_per_second": operator["reportWritesPerSecond"],
+        "report_bytes_per_second": operator["reportBytesPerSecond"],
+        "no_report_seconds": operator["noReportSeconds"],
+        "image_pull_grace_seconds": operator["imagePullGraceSeconds"],
+        "retry_backoff_base_seconds": operator["retryBackoff"]["baseSeconds"],
+        "retry_backoff_cap_seconds": operator["retryBackoff"]["capSeconds"],
+        "log_level": operator["log"]["level"],
+        "log_format": operator["log"]["format"],
+        "trainer_image_pull_policy": trainer["image"]["pullPolicy"],
+        "trainer_inherited_labels": tuple(trainer["inheritedLabels"]),
+        "trainer_inherited_annotations": tuple(trainer["inheritedAnnotations"]),
+        "trainer_run_as_user": trainer["runAsUser"],
+        "trainer_fs_group": trainer["fsGroup"],
+    }
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
-    assert operator["workers"] == defaults["workers"]
-    assert operator["resyncSeconds"] == defaults["resync_seconds"]
-    assert operator["reportWritesPerSecond"] == defaults["report_writes_per_second"]
-    assert operator["imagePullGraceSeconds"] == defaults["image_pull_grace_seconds"]
-    backoff = operator["retryBackoff"]
-    assert backoff["baseSeconds"] == defaults["retry_backoff_base_seconds"]
-    assert backoff["capSeconds"] == defaults["retry_backoff_cap_seconds"]
-    assert operator["log"] == {"level": defaults["log_level"], "format": defaults["log_format"]}
-    assert VALUES["trainer"]["image"]["pullPolicy"] == defaults["trainer_image_pull_policy"]
+    assert {name: defaults.get(name) for name in want} == want
 
 
-def test_role_names_the_lease_that_the_operator_takes() -> None:
-    assert f"resourceNames: [{LEASE_NAME}]" in TEMPLATES
+def test_chart_has_no_symbolic_link() -> None:
+    """Helm prints a line about each at every install."""
+    assert [path for path in CHART.rglob("*") if path.is_symlink()] == []
 
 
 def test_strategies_of_the_chart_are_those_of_the_project() -> None:
-    # A link, so that there is no copy to keep in step; `helm package` puts the files in.
-    assert (CHART / "strategies").resolve() == ROOT / "strategies"
+    copies, sources = (
+        {path.name: path.read_text() for path in folder.glob("*.yaml")}
+        for folder in (CHART / "files/strategies", ROOT / "strategies")
+    )
+    assert copies == sources, "run `make generate`"
+
+
+@pytest.mark.parametrize("change", ["edited", "missing", "left over"])
+def test_generator_notices_and_repairs_a_copy_that_differs(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "strategies", tmp_path / "strategies")
+    generate(monkeypatch, tmp_path)
+    copy = tmp_path / CHART_STRATEGIES / "test_strategy.yaml"
+    before = sorted(path.name for path in copy.parent.iterdir())
+    if change == "missing":
+        copy.unlink()
+    else:
+        name = "old.yaml" if change == "left over" else copy.name
+        copy.with_name(name).write_text("name: other\n")
+
+    with pytest.raises(SystemExit):
+        generate(monkeypatch, tmp_path, "--check")
+    assert "does not match its source: run `make generate`" in capsys.readouterr().err
+
+    generate(monkeypatch, tmp_path)
+    generate(monkeypatch, tmp_path, "--check")
+    assert sorted(path.name for path in copy.parent.iterdir()) == before
+    assert copy.read_text() == (ROOT / "strategies/test_strategy.yaml").read_text()
+
+
+def generate(monkeypatch: pytest.MonkeyPatch, root: Path, *arguments: str) -> None:
+    """What `make generate` runs, or `make verify` with `--check`."""
+    monkeypatch.setattr("sys.argv", ["crd", f"--root={root}", *arguments])
+    main()

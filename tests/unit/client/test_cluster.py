@@ -3,13 +3,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 
 from ktrdr_client.cluster import (
+    EVENTS,
     NAMESPACES,
+    PAGE_BYTES,
+    PAGE_SIZE,
     PODS,
     TRAINING_JOBS,
     AlreadyExists,
@@ -131,6 +135,111 @@ async def test_cluster_list_of_three_pages_with_expired_token_starts_again() -> 
     assert all(obj["kind"] == "Pod" and obj["apiVersion"] == "v1" for obj in objects)
     assert version == "7"
     assert seen == ["", "t1", "t/2=", "", "t1", "t/2="]
+
+
+async def test_cluster_list_with_limit_and_field_selector_reads_one_page() -> None:
+    seen: list[dict[str, str]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(dict(request.query))
+        meta = {"resourceVersion": "7", "continue": "more"}
+        return web.json_response({"metadata": meta, "items": [{"metadata": {"name": "e"}}]})
+
+    async with serving(handler) as (cluster, _):
+        found, version = await cluster.list(
+            EVENTS, "ns", field_selector="involvedObject.uid=u", limit=20
+        )
+    assert ([event["kind"] for event in found], version) == (["Event"], "7")
+    assert seen == [{"limit": "20", "fieldSelector": "involvedObject.uid=u"}]
+
+
+async def test_cluster_pages_are_cut_to_a_size_in_bytes_and_say_when_the_token_expires() -> None:
+    limits: list[int] = []
+    item = {"metadata": {"name": "x" * (PAGE_BYTES // 10)}}
+
+    async def handler(request: web.Request) -> web.Response:
+        limit = int(request.query["limit"])
+        limits.append(limit)
+        if len(limits) == 4:
+            return create_failure(410, "Expired", "token expired")
+        size = min(limit, 20)
+        meta = {"resourceVersion": "7", "continue": f"t{len(limits)}"}
+        assert request.query["labelSelector"] == "a"
+        return web.json_response({"metadata": meta, "items": [item] * size})
+
+    sizes: list[int] = []
+
+    async def read(cluster: Cluster) -> None:
+        async for page in cluster.pages(PODS, None, label_selector="a"):
+            sizes.append(len(page))
+            assert page[0]["kind"] == "Pod"
+
+    async with serving(handler) as (cluster, _):
+        with pytest.raises(ApiError, match="410"):
+            await read(cluster)
+    assert sizes == [20, 9, 9]
+    assert limits == [50, 9, 9, 9]
+
+
+async def test_cluster_pages_of_small_objects_grow_to_the_largest_size_and_end() -> None:
+    limits: list[int] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        limits.append(int(request.query["limit"]))
+        meta = {"resourceVersion": "7", "continue": "t" if len(limits) == 1 else ""}
+        return web.json_response({"metadata": meta, "items": [{"metadata": {}}]})
+
+    async with serving(handler) as (cluster, _):
+        pages = [page async for page in cluster.pages(PODS, "ns")]
+    assert len(pages) == 2
+    assert limits == [50, PAGE_SIZE]
+
+
+async def test_cluster_pages_of_nothing_is_one_empty_page() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"resourceVersion": "7"}, "items": None})
+
+    async with serving(handler) as (cluster, _):
+        assert [page async for page in cluster.pages(PODS, "ns")] == [[]]
+
+
+async def test_cluster_patch_sends_a_merge_patch() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.method == "PATCH"
+        assert request.path.endswith("/trainingjobs/j/status")
+        assert dict(request.query) == {"fieldManager": "ktrdr-operator"}
+        assert request.content_type == "application/merge-patch+json"
+        return web.json_response(await request.json())
+
+    obj = {"metadata": {"namespace": "ns", "name": "j"}, "status": {"waiting": None}}
+    async with serving(handler) as (cluster, _):
+        assert await cluster.patch(TRAINING_JOBS, obj, subresource="status") == obj
+
+
+async def test_cluster_delete_with_version_names_it_and_tells_when_it_has_changed() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        options = await request.json()
+        assert options["preconditions"] == {"uid": "u", "resourceVersion": "5"}
+        message = (
+            "Operation cannot be fulfilled on trainingjobs: the ResourceVersion in the "
+            "precondition (5) does not match the ResourceVersion in record (6)."
+        )
+        return create_failure(409, "Conflict", message)
+
+    async with serving(handler) as (cluster, _):
+        assert not await cluster.delete(TRAINING_JOBS, "ns", "j", uid="u", resource_version="5")
+
+
+async def test_cluster_counts_the_requests_of_sessions_it_lends() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.json_response({}, status=403 if request.path == "/x" else 200)
+
+    async with serving(handler) as (cluster, counted), cluster.open_session() as http:
+        async with http.get(f"{cluster.server}/x") as answer:
+            assert answer.status == 403
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await http.get("http://127.0.0.1:1/")
+    assert counted == [("GET", "403"), ("GET", "<error>")]
 
 
 async def test_cluster_apply_sends_manager_force_and_patch_type() -> None:

@@ -1,7 +1,10 @@
+from unittest.mock import ANY
+
 import pytest
 
 from ktrdr_client.cluster import (
     CONFIG_MAPS,
+    EVENTS,
     PODS,
     TRAINING_JOBS,
     AlreadyExists,
@@ -106,6 +109,61 @@ async def test_fake_list_selects_by_namespace_and_label() -> None:
     assert [pod["metadata"]["name"] for pod in found] == ["a1", "b1"]
     found, _ = await cluster.list(PODS, "a", label_selector="k=1")
     assert [pod["metadata"]["name"] for pod in found] == ["a1"]
+
+
+async def test_fake_list_selects_by_field_and_limits() -> None:
+    cluster = FakeCluster()
+    for name, uid in (("e1", "a"), ("e2", "b"), ("e3", "a")):
+        metadata = {"namespace": "ns", "name": name}
+        cluster.put(EVENTS, {"metadata": metadata, "involvedObject": {"uid": uid}})
+    selector = "involvedObject.uid=a,metadata.namespace=ns"
+    found, _ = await cluster.list(EVENTS, "ns", field_selector=selector)
+    assert [event["metadata"]["name"] for event in found] == ["e1", "e3"]
+    found, _ = await cluster.list(EVENTS, "ns", field_selector=selector, limit=1)
+    assert [event["metadata"]["name"] for event in found] == ["e1"]
+    assert await cluster.list(EVENTS, "ns", field_selector="reason=x") == ([], ANY)
+
+
+async def test_fake_pages_show_the_moment_of_the_first_request() -> None:
+    cluster = FakeCluster(page_size=2)
+    for name in "abc":
+        cluster.put(PODS, {"metadata": {"namespace": "ns", "name": name}})
+    seen: list[list[str]] = []
+    async for page in cluster.pages(PODS, None):
+        cluster.put(PODS, {"metadata": {"namespace": "ns", "name": "d"}})
+        seen.append([pod["metadata"]["name"] for pod in page])
+    assert seen == [["a", "b"], ["c"]]
+    assert [request.method for request in cluster.requests] == ["list", "list"]
+    cluster.fail_next("list", LOST, nth=2)
+    with pytest.raises(Unreachable):
+        assert [page async for page in cluster.pages(PODS, None)]
+    assert [page async for page in cluster.pages(CONFIG_MAPS, None)] == [[]]
+
+
+async def test_fake_patch_merges_removes_and_keeps_to_its_subresource() -> None:
+    cluster = FakeCluster()
+    first = cluster.put(TRAINING_JOBS, job(status={"a": {"x": 1, "y": 2}, "b": 3}))
+    patch = status(a={"x": None}, b=None, c=4)
+    after = await cluster.patch(TRAINING_JOBS, patch, subresource="status")
+    assert after["status"] == {"a": {"y": 2}, "c": 4}
+    assert after["spec"] == first["spec"]
+    spec = {**status(ignored=True), "spec": {"a": None, "b": 1}}
+    after = await cluster.patch(TRAINING_JOBS, spec)
+    assert (after["spec"], after["metadata"]["generation"]) == ({"b": 1}, 2)
+    assert after["status"] == {"a": {"y": 2}, "c": 4}
+    patch["metadata"]["resourceVersion"] = first["metadata"]["resourceVersion"]
+    with pytest.raises(Conflict):
+        await cluster.patch(TRAINING_JOBS, patch, subresource="status")
+    with pytest.raises(NotFound):
+        await cluster.patch(PODS, patch)
+
+
+async def test_fake_delete_in_another_version_spares_the_object() -> None:
+    cluster = FakeCluster()
+    obj = await cluster.create(TRAINING_JOBS, job())
+    uid, version = obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]
+    assert not await cluster.delete(TRAINING_JOBS, "ns", "j", uid=uid, resource_version="0")
+    assert await cluster.delete(TRAINING_JOBS, "ns", "j", uid=uid, resource_version=version)
 
 
 @pytest.mark.parametrize(("after_effect", "want"), [(False, 0), (True, 1)])

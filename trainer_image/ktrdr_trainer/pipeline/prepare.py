@@ -17,6 +17,7 @@ from ktrdr_api.strategy import Feature, Strategy
 from ktrdr_trainer.pipeline import scaling
 from ktrdr_trainer.pipeline.arrays import Bools, Float32s, Float64s, Int32s, Int64s
 from ktrdr_trainer.pipeline.bars import NS_PER_SECOND, Bars, bar_ns, file_name, read_bars
+from ktrdr_trainer.pipeline.data_warnings import data_warnings
 from ktrdr_trainer.pipeline.features import feature_columns
 from ktrdr_trainer.pipeline.labels import CLASSES, UNLABELLED, zigzag
 from ktrdr_trainer.pipeline.splits import Splits, split
@@ -57,6 +58,8 @@ class PreparedDataset:
     """(3,) rows of each class in the training split."""
     summary: dict[str, Json]
     """`data_summary` of the run's metadata: what was read, dropped, cut."""
+    warnings: tuple[str, ...]
+    """What the user should know about the data, see `data_warnings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,13 @@ def prepare(
         scaling=fitted,
         class_counts=_class_counts(train),
         summary=_summary(bars, window, splits, [len(part.time) for part in parts]),
+        warnings=data_warnings(
+            strategy,
+            (each for of_symbol in bars.values() for each in of_symbol.values()),
+            feature_ids=[feature.id for feature in features],
+            train_features=train.features,
+            labels={"validation": validation.labels, "test": test.labels},
+        ),
     )
 
 

@@ -27,13 +27,19 @@ from engine_builders import (
     unscheduled_pod,
     waiting_pod,
 )
+from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome
 from ktrdr_api.training_job import TrainingJobStatus, Waiting
 from ktrdr_operator.decide import decide
-from ktrdr_operator.policies.create_failed import create_failed
-from ktrdr_operator.policies.interface import PolicyInput
-from ktrdr_operator.snapshot import Plan, Snapshot, StrategyText
+from ktrdr_operator.snapshot import (
+    CreateFailure,
+    CreateFailureKind,
+    Plan,
+    Snapshot,
+    StrategyText,
+    WaitReason,
+)
 
 C = ConditionType
 RECONCILING = {C.RECONCILING}
@@ -46,10 +52,10 @@ DISRUPTION_TARGET = ({"type": "DisruptionTarget", "status": "True", "reason": "E
 
 @dataclass(frozen=True)
 class Want:
-    """The whole outcome of a decision, but for its words."""
+    """The whole outcome of a decision, except for its words."""
 
-    phase: Phase
-    reason: Reason
+    phase: Phase | None
+    reason: Reason | None
     true: set[ConditionType]
     deletions: tuple[str, ...] = ()
     start: int | None = None
@@ -64,8 +70,8 @@ def plan(situation: Snapshot) -> Plan:
 def outcome(found: Plan) -> Want:
     assert found.status is not None
     return Want(
-        phase=Phase(found.status.phase),
-        reason=Reason(found.status.reason),
+        phase=Phase(found.status.phase) if found.status.phase else None,
+        reason=Reason(found.status.reason) if found.status.reason else None,
         true={ConditionType(c.type) for c in found.status.conditions if c.status == "True"},
         deletions=tuple(d.name for d in found.deletions),
         start=found.start.attempt if found.start else None,
@@ -94,31 +100,64 @@ def cancelling(pod: Raw | None, status: Raw, **spec: Any) -> Snapshot:
     return snapshot(job_raw(status=status, cancel=True, **spec), *pods)
 
 
+def unlabelled(pod: Raw) -> Raw:
+    del pod["metadata"]["labels"][names.LABEL_JOB]
+    return pod
+
+
 NEWER = {**CHECKPOINT, "epoch": 9, "step": 900}
 RECEIPT = {"requestedTime": ago(10)}
-LATE = {"requestedTime": ago(31)}
-BACKOFF = {"retries": 1, "retryTime": ago(-20), "reason": "Retrying", "message": "Retry 1"}
+LATE = {"requestedTime": ago(32)}
+BACKOFF = {
+    "attemptState": "Ended",
+    "retries": 1,
+    "retryTime": ago(-20),
+    "reason": "Retrying",
+    "message": "Retry 1",
+}
+SILENT = Want(None, None, set(), start=1)
+"""A first attempt is started without a status write."""
 
 TABLE: dict[str, tuple[Snapshot, Want]] = {
     "fresh": (
         snapshot(job_raw()),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+        SILENT,
     ),
     "recorded, never created": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING))),
         Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
     ),
-    "pod without a word": (
+    "pod pending, no reason given, just created": (
+        snapshot(job_raw(), pod_raw(age=1)),
+        Want(None, None, set(), requeue=2.0),
+    ),
+    "pod pending, no reason given, after 4 s": (
+        snapshot(job_raw(), pod_raw(age=4)),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, requeue=6.0),
+    ),
+    "pod pending, no reason given, after 90 s": (
         started(pod_raw()),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING),
+        Want(Phase.STARTING, Reason.POD_NOT_READY, RECONCILING, requeue=60.0),
+    ),
+    "pod pending, ignored by its scheduler": (
+        started(pod_raw(node=None)),
+        Want(Phase.STARTING, Reason.POD_NOT_READY, RECONCILING, requeue=60.0),
+    ),
+    "pod pending on a lost node, being deleted": (
+        started(pod_raw(deleting=20)),
+        Want(Phase.STARTING, Reason.TERMINATING, RECONCILING, requeue=21.0),
     ),
     "unschedulable": (
         started(unscheduled_pod("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")),
-        Want(Phase.STARTING, Reason.UNSCHEDULABLE, RECONCILING),
+        Want(Phase.STARTING, Reason.UNSCHEDULABLE, RECONCILING, requeue=60.0),
+    ),
+    "unschedulable, not on record yet": (
+        snapshot(job_raw(), unscheduled_pod("0/1 nodes are available")),
+        Want(Phase.STARTING, Reason.UNSCHEDULABLE, RECONCILING, requeue=60.0),
     ),
     "claim missing": (
         started(unscheduled_pod('0/1 nodes: persistentvolumeclaim "market-data" not found.')),
-        Want(Phase.STARTING, Reason.VOLUME_NOT_READY, RECONCILING),
+        Want(Phase.STARTING, Reason.VOLUME_NOT_READY, RECONCILING, requeue=60.0),
     ),
     "image pull, within grace": (
         started(waiting_pod("ErrImagePull", "not found")),
@@ -131,28 +170,66 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         )
         for word in ("InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
     },
+    "image pull, after grace, has run before": (
+        snapshot(
+            job_raw(
+                status=recorded(
+                    4,
+                    C.RECONCILING,
+                    startTime=ago(86400),
+                    waiting={"reason": "ImagePullFailed", "message": "x", "since": ago(301)},
+                )
+            ),
+            waiting_pod("ImagePullBackOff", "Back-off", 4),
+        ),
+        Want(Phase.STARTING, Reason.IMAGE_PULL_FAILED, RECONCILING, requeue=60.0),
+    ),
     "image pull, after grace": (
         started(
             waiting_pod("ImagePullBackOff", "Back-off"),
             waiting={"reason": "ImagePullFailed", "message": "not found", "since": ago(300)},
         ),
-        Want(Phase.FAILED, Reason.IMAGE_PULL_FAILED, FAILED, deletions=("fx-1-0",)),
+        Want(Phase.FAILED, Reason.IMAGE_PULL_FAILED, FAILED, deletions=("fx-1-0",), requeue=0.0),
     ),
     "container cannot be made": (
         started(waiting_pod("CreateContainerConfigError", 'secret "x" not found')),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING),
+        Want(Phase.STARTING, Reason.POD_NOT_READY, RECONCILING, requeue=60.0),
     ),
     "running": (
         started(running_pod()),
-        Want(Phase.RUNNING, Reason.RUNNING, RUNNING),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, requeue=240.0),
+    ),
+    "running, not on record yet": (
+        snapshot(job_raw(), running_pod()),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, requeue=240.0),
+    ),
+    "running, silent since it started": (
+        started(running_pod(startedAt=ago(301))),
+        Want(Phase.RUNNING, Reason.NOT_REPORTING, RUNNING),
+    ),
+    "running, silent after reports": (
+        replace(ran(running_pod(startedAt=ago(9000))), seconds_since_report=301.0),
+        Want(Phase.RUNNING, Reason.NOT_REPORTING, RUNNING),
+    ),
+    "running, told to report rarely": (
+        replace(
+            ran(running_pod(startedAt=ago(9000))),
+            seconds_since_report=301.0,
+            report_interval_seconds=600,
+        ),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, requeue=1499.0),
+    ),
+    "running, its label was removed": (
+        ran(unlabelled(running_pod())),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, requeue=15.0),
     ),
     "exit 0 with a result": (
         ran(succeeded_pod()),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
     ),
     "exit 0 before it was seen running": (
         started(succeeded_pod()),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
     ),
     "exit 0 without a result": (
         ran(ended_pod(0, message="hello")),
@@ -160,15 +237,15 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "exit 2": (
         ran(ended_pod(2, message=last_word(Outcome.FAILED, reason="InvalidStrategy"))),
-        Want(Phase.FAILED, Reason.INVALID_STRATEGY, FAILED),
+        Want(Phase.FAILED, Reason.INVALID_STRATEGY, FAILED, requeue=0.0),
     ),
     "exit 3": (
         ran(ended_pod(3, message=last_word(Outcome.FAILED, reason="InvalidData"))),
-        Want(Phase.FAILED, Reason.INVALID_DATA, FAILED),
+        Want(Phase.FAILED, Reason.INVALID_DATA, FAILED, requeue=0.0),
     ),
     "exit 10 that nobody asked for": (
         ran(ended_pod(10, message=last_word(Outcome.CANCELLED))),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "exit 75": (
         ran(ended_pod(75, message=last_word(Outcome.FAILED, exitCode=75))),
@@ -184,11 +261,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "exit 1, fourth failure": (
         snapshot(job_raw(status=recorded(4, C.RUNNING, retries=3)), ended_pod(1, 4)),
-        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED, retries=3),
+        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED, requeue=0.0, retries=3),
     ),
     "exit 1, no retries allowed": (
         ran(ended_pod(1), backoffLimit=0),
-        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED),
+        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED, requeue=0.0),
     ),
     "many retries, capped delay": (
         snapshot(
@@ -202,16 +279,16 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
     ),
     "exit 137 while being deleted": (
-        ran(ended_pod(137, deleting=True)),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        ran(ended_pod(137, deleting=20)),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "exit 137, lost by its node": (
         ran(ended_pod(137, reason="ContainerStatusUnknown")),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "exit 143": (
         ran(ended_pod(143, message=last_word(Outcome.TERMINATED))),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "exit 143 before any report": (
         started(ended_pod(143)),
@@ -219,11 +296,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "OOM": (
         ran(ended_pod(137, reason="OOMKilled")),
-        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
+        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED, requeue=0.0),
     ),
     "OOM of a part, the rest could say so": (
         ran(ended_pod(137, reason="OOMKilled", message=last_word(Outcome.FAILED, exitCode=137))),
-        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
+        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED, requeue=0.0),
     ),
     "exit 1 for a reason that is none of ours": (
         ran(ended_pod(1, message=last_word(Outcome.FAILED, reason="Weird"))),
@@ -231,11 +308,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "evicted": (
         ran(ended_pod(137, conditions=DISRUPTION_TARGET)),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "evicted, no container left": (
         ran(pod_raw(phase="Failed", reason="Evicted", message="The node was low on memory.")),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "evicted before any report": (
         started(pod_raw(phase="Failed", reason="Evicted")),
@@ -243,39 +320,105 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "evicted after completion": (
         ran(succeeded_pod(conditions=DISRUPTION_TARGET)),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
     ),
-    "refused by the kubelet": (
-        started(pod_raw(phase="Failed", reason="UnexpectedAdmissionError", message="no GPU")),
-        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
+    **{
+        f"rejected by the kubelet: {reason}": (
+            started(pod_raw(phase="Failed", reason=reason, message="Pod was rejected")),
+            Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
+        )
+        for reason in (
+            "UnexpectedAdmissionError",
+            "OutOfcpu",
+            "NodeAffinity",
+            "NodeShutdown",
+            "Preempting",
+            "SomethingNew",
+        )
+    },
+    "container could not be started": (
+        started(ended_pod(128, reason="StartError", startedAt="1970-01-01T00:00:00Z")),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
+    ),
+    "disrupted after a new checkpoint": (
+        snapshot(
+            job_raw(
+                status=recorded(
+                    1, C.RUNNING, progress=progress(checkpoint=NEWER), checkpoint=CHECKPOINT
+                )
+            ),
+            ended_pod(143),
+        ),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+    ),
+    "disrupted, third time without a new checkpoint": (
+        snapshot(
+            job_raw(
+                status=recorded(
+                    3,
+                    C.RUNNING,
+                    progress=progress(3, checkpoint=CHECKPOINT),
+                    checkpoint=CHECKPOINT,
+                    disruptionsSinceCheckpoint=2,
+                )
+            ),
+            ended_pod(143, 3),
+        ),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=40.0),
+    ),
+    "disrupted more often than disruptionLimit": (
+        snapshot(
+            job_raw(status=recorded(3, C.RUNNING, disruptionsSinceCheckpoint=2), disruptionLimit=2),
+            ended_pod(143, 3),
+        ),
+        Want(Phase.FAILED, Reason.DISRUPTION_LIMIT_EXCEEDED, FAILED, requeue=0.0),
+    ),
+    "disrupted at the limit, with a new checkpoint": (
+        snapshot(
+            job_raw(
+                status=recorded(
+                    3,
+                    C.RUNNING,
+                    progress=progress(3, checkpoint=CHECKPOINT),
+                    disruptionsSinceCheckpoint=2,
+                ),
+                disruptionLimit=2,
+            ),
+            ended_pod(143, 3),
+        ),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
     ),
     "deleted by hand, seen": (
         snapshot(
             job_raw(status=recorded(1, C.RUNNING, progress=progress())), gone=(running_pod(),)
         ),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "deleted by hand and created again": (
         snapshot(
             job_raw(status=recorded(1, C.RUNNING)), running_pod(), gone=(running_pod(uid="first"),)
         ),
-        Want(Phase.RUNNING, Reason.RUNNING, RUNNING),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, requeue=240.0),
     ),
     "deleted by hand after completion": (
         snapshot(job_raw(status=recorded(1, C.RUNNING)), gone=(succeeded_pod(),)),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
     ),
     "gone without verdict, had reported": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING, progress=progress()))),
-        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
+        Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "gone without verdict, had run": (
         snapshot(job_raw(status=recorded(1, C.RUNNING))),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "node lost, pod terminating": (
-        ran(running_pod(deleting=True)),
-        Want(Phase.RUNNING, Reason.RUNNING, RUNNING),
+        ran(running_pod(deleting=20)),
+        Want(Phase.RUNNING, Reason.TERMINATING, RUNNING, requeue=21.0),
+    ),
+    "node lost, pod terminating for long": (
+        ran(running_pod(deleting=-20)),
+        Want(Phase.RUNNING, Reason.TERMINATING, RUNNING),
     ),
     "backoff": (
         started(ended_pod(1), phase="Retrying", **BACKOFF),
@@ -286,24 +429,34 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=2, retries=1),
     ),
     "backoff over, pod still alive": (
-        started(running_pod(0, deleting=True), **{**BACKOFF, "retryTime": ago(0)}),
-        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1),
+        started(running_pod(0, deleting=20), **{**BACKOFF, "retryTime": ago(0)}),
+        Want(Phase.RETRYING, Reason.TERMINATING, RECONCILING, retries=1, requeue=21.0),
     ),
     "superseded attempt alive": (
         snapshot(job_raw(status=recorded(2, C.RUNNING)), running_pod(1), running_pod(2)),
-        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, deletions=("fx-1-0",)),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, deletions=("fx-1-0",), requeue=240.0),
     ),
     "attempt of an operator that is ahead of us": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING)), running_pod(2)),
-        Want(Phase.RETRYING, Reason.STARTING, RECONCILING),
+        Want(Phase.RETRYING, Reason.RETRYING, RECONCILING),
+    ),
+    "more ended pods than the history keeps": (
+        snapshot(
+            job_raw(status=recorded(4, C.RUNNING), historyLimit=1),
+            ended_pod(1),
+            ended_pod(1, 2),
+            ended_pod(1, 3),
+            running_pod(4),
+        ),
+        Want(Phase.RUNNING, Reason.RUNNING, RUNNING, deletions=("fx-1-0", "fx-2-0"), requeue=240.0),
     ),
     "cancel at creation": (
         cancelling(None, {"observedGeneration": -1}),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
     ),
     "cancel before the pod": (
         cancelling(None, recorded(1, C.RECONCILING)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
     ),
     "cancel while pending": (
         cancelling(pod_raw(), recorded(1, C.RECONCILING)),
@@ -311,11 +464,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "cancel while running": (
         cancelling(running_pod(), recorded(1, C.RUNNING)),
-        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, requeue=30.0),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, requeue=31.0),
     ),
     "cancel while running, 10 s later": (
         cancelling(running_pod(), recorded(1, C.RUNNING, cancellation=RECEIPT)),
-        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, requeue=20.0),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, requeue=21.0),
     ),
     "cancel while running, grace over": (
         cancelling(running_pod(), recorded(1, C.RUNNING, cancellation=LATE)),
@@ -326,31 +479,31 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, deletions=("fx-1-0",)),
     ),
     "cancel while running, being deleted": (
-        cancelling(running_pod(deleting=True), recorded(1, C.RUNNING, cancellation=LATE)),
-        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING),
+        cancelling(running_pod(deleting=20), recorded(1, C.RUNNING, cancellation=LATE)),
+        Want(Phase.CANCELLING, Reason.CANCELLING, RECONCILING | RUNNING, requeue=21.0),
     ),
     "cancel, trainer stopped": (
         cancelling(
             ended_pod(10, message=last_word(Outcome.CANCELLED, epoch=4, batch=17)),
             recorded(1, C.RUNNING, cancellation=RECEIPT),
         ),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
     ),
     "cancel, trainer failed instead": (
         cancelling(ended_pod(1), recorded(1, C.RUNNING, cancellation=RECEIPT)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
     ),
     "cancel, trainer completed first": (
         cancelling(succeeded_pod(), recorded(1, C.RUNNING, cancellation=RECEIPT)),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
     ),
     "cancel, pod gone unwatched": (
         cancelling(None, recorded(1, C.RUNNING, cancellation=RECEIPT)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
     ),
     "cancel during backoff": (
         cancelling(ended_pod(1), recorded(1, C.RECONCILING, **BACKOFF)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, retries=1),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0, retries=1),
     ),
     "completed for another TrainingJob": (
         ran(ended_pod(0, message=last_word(jobUid="uid-other", artifact=MODEL))),
@@ -358,7 +511,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "completed for another TrainingJob, cancelled": (
         cancelling(ended_pod(0, message=last_word(jobUid="uid-other")), recorded(1, C.RUNNING)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
     ),
     "pod of an earlier job of this name": (
         snapshot(job_raw(), running_pod(owner="uid-earlier")),
@@ -370,11 +523,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "last word of an earlier job of this name": (
         snapshot(job_raw(), gone=(succeeded_pod(owner="uid-earlier"),)),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+        SILENT,
     ),
     "somebody else's pod with our label": (
         snapshot(job_raw(), running_pod(owner=None)),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+        SILENT,
     ),
 }
 
@@ -384,7 +537,11 @@ def test_decide_in_situation_wants(situation: Snapshot, want: Want) -> None:
     assert outcome(plan(situation)) == want
 
 
-@pytest.mark.parametrize("situation", [row[0] for row in TABLE.values()], ids=TABLE)
+TELLING = {name: row[0] for name, row in TABLE.items() if row[1].phase is not None}
+"""Situations in which status is written."""
+
+
+@pytest.mark.parametrize("situation", TELLING.values(), ids=TELLING)
 def test_decide_in_any_situation_has_all_conditions_of_this_generation(situation: Snapshot) -> None:
     found = status(plan(situation))
     assert [c.type for c in found.conditions] == list(ConditionType)
@@ -409,7 +566,7 @@ def test_decide_again_on_its_own_status_changes_nothing_but_the_clock(situation:
         assert again.events == ()
 
 
-@pytest.mark.parametrize("situation", [row[0] for row in TABLE.values()], ids=TABLE)
+@pytest.mark.parametrize("situation", TELLING.values(), ids=TELLING)
 def test_decide_whatever_was_waited_for_is_over_once_the_job_runs_or_ends(
     situation: Snapshot,
 ) -> None:
@@ -419,25 +576,30 @@ def test_decide_whatever_was_waited_for_is_over_once_the_job_runs_or_ends(
     found = status(plan(replace(situation, job=replace(situation.job, status=before))))
     finished = Phase(found.phase) in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
     assert (found.completion_time is not None) == finished
-    if finished or found.phase in (Phase.RUNNING, Phase.CANCELLING):
+    if finished or found.reason in (Reason.RUNNING, Reason.CANCELLING):
         assert (found.waiting, found.retry_time) == (None, None)
-    if found.retry_time != before.retry_time:  # just judged, or just started
-        assert found.waiting is None
+    if found.retry_time is not None:
+        assert found.attempt_state == "Ended"
 
 
 def test_decide_strategy_missing_waits_and_recovers() -> None:
     situation = snapshot(job_raw())
-    missing = replace(situation, strategy=StrategyText(problem='ConfigMap "s" does not exist'))
-    found = plan(missing)
+    problem = StrategyText(problem='ConfigMap "s" does not exist', retry_seconds=42.0)
+    found = plan(replace(situation, strategy=problem))
     assert outcome(found) == Want(
-        Phase.PENDING, Reason.STRATEGY_NOT_FOUND, RECONCILING, requeue=5.0
+        Phase.PENDING, Reason.STRATEGY_NOT_FOUND, RECONCILING, requeue=42.0
     )
     assert status(found).waiting is not None
+    later = after(situation, found)
+    assert plan(later).start is not None
+    running = status(plan(replace(later, pods=snapshot(None, running_pod()).pods)))
+    assert (running.phase, running.waiting) == ("Running", None)
+
+
+def after(situation: Snapshot, found: Plan) -> Snapshot:
+    """The same situation once the status of a plan is written."""
     assert situation.job is not None
-    later = replace(situation, job=replace(situation.job, status=status(found)))
-    recovered = plan(later)
-    assert outcome(recovered) == Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1)
-    assert status(recovered).waiting is None
+    return replace(situation, job=replace(situation.job, status=status(found)))
 
 
 def test_decide_strategy_missing_between_attempts_keeps_the_count() -> None:
@@ -449,38 +611,77 @@ def test_decide_strategy_missing_between_attempts_keeps_the_count() -> None:
     assert outcome(plan(later)).start == 2
 
 
+def failed_create(
+    situation: Snapshot,
+    kind: CreateFailureKind = CreateFailureKind.REFUSED,
+    words: str = "exceeded quota",
+) -> Snapshot:
+    return replace(situation, create_failure=CreateFailure(kind, words))
+
+
 @pytest.mark.parametrize("reason", ["FailedCreate", "NameConflict"])
-def test_decide_after_refusal_keeps_attempt_words_and_judges_its_end(reason: str) -> None:
+def test_decide_failed_create_keeps_attempt_and_words_until_the_pod_is_known(reason: str) -> None:
     waiting = {"reason": reason, "message": "exceeded quota", "since": ago(60)}
-    refused = recorded(
-        1, C.RECONCILING, phase="Pending", reason=reason, waiting=waiting, retryTime=ago(-5)
+    failed = recorded(
+        1,
+        C.RECONCILING,
+        phase="Pending",
+        reason=reason,
+        message="exceeded quota",
+        waiting={**waiting, "retryTime": ago(-5)},
     )
-    assert outcome(plan(snapshot(job_raw(status=refused)))) == Want(
+    assert outcome(plan(snapshot(job_raw(status=failed)))) == Want(
         Phase.PENDING, Reason(reason), RECONCILING, requeue=5.0
     )
-    due = {**refused, "retryTime": ago(0)}
-    assert outcome(plan(snapshot(job_raw(status=due)))) == Want(
-        Phase.PENDING, Reason(reason), RECONCILING, start=1
-    )
+    due = {**failed, "waiting": {**waiting, "retryTime": ago(0)}}
     trying = plan(snapshot(job_raw(status=due)))
-    assert (status(trying).retry_time, trying.events) == (ago(0), ())
-    for pod in (pod_raw(), running_pod(), succeeded_pod()):
-        seen = status(plan(snapshot(job_raw(status=due), pod)))
-        assert (seen.waiting, seen.retry_time) == (None, None)
-    assert outcome(plan(snapshot(job_raw(status=due), succeeded_pod()))) == Want(
-        Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED
+    assert outcome(trying) == Want(
+        Phase.PENDING, Reason(reason), RECONCILING, start=1, requeue=60.0
     )
+    assert trying.events == ()
+    assert status(trying).waiting == Waiting(
+        reason=reason, message="exceeded quota", since=ago(60), retry_time=ago(-60)
+    )
+    for pod in (pod_raw(age=4), running_pod(), succeeded_pod()):
+        assert status(plan(snapshot(job_raw(status=due), pod))).waiting is None
+    completed = outcome(plan(snapshot(job_raw(status=due), succeeded_pod())))
+    assert completed == Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0)
+
+
+@pytest.mark.parametrize(
+    ("lasted", "want"), [(None, 1.0), (0, 1.0), (7, 7.0), (59, 59.0), (3600, 60.0)]
+)
+def test_decide_failed_create_is_tried_again_after_as_long_as_it_has_lasted(
+    lasted: float | None, want: float
+) -> None:
+    before = None
+    if lasted is not None:
+        before = {"reason": "FailedCreate", "message": "quota", "since": ago(lasted)}
+    job = job_raw(status=recorded(1, C.RECONCILING, waiting=before))
+    found = plan(failed_create(snapshot(job)))
+    assert outcome(found) == Want(Phase.PENDING, Reason.FAILED_CREATE, RECONCILING, requeue=want)
+    waiting = status(found).waiting
+    assert waiting is not None
+    assert waiting.retry_time == ago(-want)
+    assert waiting.since == ago(lasted or 0)
+
+
+def test_decide_pod_that_the_server_calls_invalid_ends_the_job() -> None:
+    words = "spec.containers[0].resources.requests: Invalid value: must be less than limits"
+    found = plan(failed_create(snapshot(job_raw()), CreateFailureKind.INVALID, words))
+    assert outcome(found) == Want(Phase.FAILED, Reason.INVALID_REQUEST, FAILED, requeue=0.0)
+    assert status(found).message == f"{words}; correct it in a new TrainingJob"
 
 
 def test_decide_waiting_for_something_else_begins_anew() -> None:
     before = {"reason": "StrategyNotFound", "message": "gone", "since": ago(90)}
-    unscheduled = started(unscheduled_pod("0/2 nodes"), waiting=before)
-    assert unscheduled.job is not None
-    found = status(plan(unscheduled)).waiting
-    case = PolicyInput(snapshot=unscheduled, job=unscheduled.job, now=NOW, limits=LIMITS)
-    refused = create_failed(case, Reason.FAILED_CREATE, "quota")
-    assert found is not None
-    assert found.since == refused.changes["waiting"].since == ago(0)
+    for situation in (
+        started(unscheduled_pod("0/2 nodes"), waiting=before),
+        failed_create(snapshot(job_raw(status=recorded(1, waiting=before)))),
+    ):
+        found = status(plan(situation)).waiting
+        assert found is not None
+        assert found.since == ago(0)
     missing = replace(
         snapshot(job_raw(status=recorded(0, waiting=before))), strategy=StrategyText(problem="gone")
     )
@@ -489,19 +690,40 @@ def test_decide_waiting_for_something_else_begins_anew() -> None:
     assert still.since == ago(90)
 
 
-def test_decide_obstacle_without_words_is_none() -> None:
-    found = status(plan(started(waiting_pod("ContainerCreating", ""))))
+def test_decide_waiting_is_not_reworded_at_every_word_of_the_scheduler() -> None:
+    before = {"reason": "Unschedulable", "message": "0/2 nodes", "since": ago(90)}
+    situation = started(unscheduled_pod("0/3 nodes"), waiting=before, message="0/2 nodes")
+    kept = status(plan(replace(situation, seconds_since_write=29.0))).waiting
+    new = status(plan(replace(situation, seconds_since_write=30.0))).waiting
+    assert kept is not None
+    assert new is not None
+    assert kept.message == "0/2 nodes"
+    assert new.message.startswith("0/3 nodes; ")
+
+
+def test_decide_pod_without_words_is_starting() -> None:
+    found = status(plan(started(waiting_pod("ContainerCreating", "", age=5))))
     assert (found.message, found.waiting) == ('Pod "fx-1-0" is starting', None)
 
 
-def test_decide_refused_attempt_whose_strategy_vanished_keeps_its_number() -> None:
-    waiting = {"reason": "FailedCreate", "message": "exceeded quota", "since": ago(60)}
-    due = recorded(1, C.RECONCILING, reason="FailedCreate", waiting=waiting, retryTime=ago(0))
-    situation = snapshot(job_raw(status=due))
-    missing = plan(replace(situation, strategy=StrategyText(problem="gone")))
-    assert situation.job is not None
-    later = replace(situation, job=replace(situation.job, status=status(missing)))
-    assert outcome(plan(later)).start == 1
+@pytest.mark.parametrize(
+    ("words", "reason", "want"),
+    [
+        (WaitReason("FailedMount", "hostPath type check failed"), Reason.POD_NOT_READY, "Warning"),
+        (WaitReason("Pulling", 'Pulling "x"', is_progress=True), Reason.STARTING, None),
+    ],
+)
+def test_decide_words_of_the_pods_events_are_shown(
+    words: WaitReason, reason: Reason, want: str | None
+) -> None:
+    situation = started(pod_raw(), phase="Starting")
+    pods = tuple(replace(pod, wait_reason=words) for pod in situation.pods)
+    found = plan(replace(situation, pods=pods))
+    assert status(found).reason == reason
+    waiting = status(found).waiting
+    assert waiting is not None
+    assert waiting.message.startswith(words.message)
+    assert [event.kind for event in found.events] == ([want] if want else [])
 
 
 def test_decide_without_job_deletes_its_pods_and_nobody_elses() -> None:
@@ -546,15 +768,15 @@ def test_decide_condition_time_moves_only_with_its_status() -> None:
     assert times[C.STALLED] == times[C.FINISHED] == ago(600)
 
 
-def test_decide_running_records_start_host_gpus_and_checkpoint() -> None:
+def test_decide_running_records_start_host_and_gpus() -> None:
     job = job_raw(
         status=recorded(1, C.RECONCILING, progress=progress(checkpoint=CHECKPOINT)),
         trainer={"resources": {"limits": {"nvidia.com/gpu": "2", "memory": "8Gi"}}},
     )
     found = status(plan(snapshot(job, running_pod())))
     assert (found.start_time, found.host, found.gpus) == (ago(60), "node-1", 2)
-    assert found.checkpoint is not None
-    assert found.checkpoint.model_dump(by_alias=True) == CHECKPOINT
+    # Later: one write per checkpoint would be most of the writes of a job.
+    assert found.checkpoint is None
 
 
 @pytest.mark.parametrize("pod", [running_pod(2), succeeded_pod(2)], ids=["runs", "has ended"])
@@ -591,13 +813,12 @@ def test_decide_ended_takes_the_checkpoint_of_its_last_word(pod: Raw) -> None:
 @pytest.mark.parametrize(
     "pod",
     [
-        running_pod(),
         ended_pod(137),
         ended_pod(143),
         ended_pod(2),
         ended_pod(10, message=last_word(Outcome.CANCELLED)),
     ],
-    ids=["runs", "killed", "disrupted", "failed for good", "stopped"],
+    ids=["killed", "disrupted", "failed for good", "stopped"],
 )
 @pytest.mark.parametrize("cancel", [False, True])
 def test_decide_ended_without_a_checkpoint_in_its_last_word_takes_the_reported_one(
@@ -605,9 +826,8 @@ def test_decide_ended_without_a_checkpoint_in_its_last_word_takes_the_reported_o
 ) -> None:
     reported = recorded(1, C.RUNNING, checkpoint=CHECKPOINT, progress=progress(checkpoint=NEWER))
     found = status(plan(snapshot(job_raw(status=reported, cancel=cancel), pod)))
-    if found.phase != Phase.CANCELLING:
-        assert found.checkpoint is not None
-        assert found.checkpoint.epoch == 9
+    assert found.checkpoint is not None
+    assert found.checkpoint.epoch == 9
     if found.phase == Phase.CANCELLED:
         assert found.cancellation is not None
         assert found.cancellation.checkpoint == found.checkpoint
@@ -646,7 +866,9 @@ def test_decide_completed_keeps_the_result_after_the_pod() -> None:
         **said,
     }
     assert found.completion_time == ago(30)
-    assert found.message == ("Trained 50 epochs; the model is stored at models/fx_momentum/1h_v1")
+    assert found.message == (
+        "Trained 50 epochs; the model is stored at models/fx_momentum/1h_v1; test_loss 0.5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -654,20 +876,18 @@ def test_decide_completed_keeps_the_result_after_the_pod() -> None:
     [
         (
             ended_pod(1, message="ValueError: x"),
-            "exit code 1 and left no result; its log ends",
+            "exited with code 1 without writing a result; last log output: ValueError: x",
             None,
         ),
         (ended_pod(139), "killed by signal 11 (SIGSEGV)", 11),
-        (ended_pod(255), "exit code 255", None),
+        (ended_pod(255), "code 255 without writing a result; see kubectl logs fx-1-0", None),
         (
             ended_pod(2, message=last_word(Outcome.FAILED, jobUid="", message="no file")),
             "no file",
             None,
         ),
         (ended_pod(2, message=last_word(Outcome.FAILED, message="a: b")), "a: b", None),
-        (ended_pod(137, reason="OOMKilled"), "raise spec.trainer.resources.limits.memory", 9),
-        (pod_raw(phase="Failed", message="Pod was rejected"), "Pod was rejected", None),
-        (pod_raw(phase="Failed"), 'Pod "fx-1-0" failed before its trainer started', None),
+        (ended_pod(137, reason="OOMKilled"), "because its node ran out of memory", 9),
     ],
 )
 def test_decide_failure_names_cause(pod: Raw, words: str, signal: int | None) -> None:
@@ -680,8 +900,8 @@ def test_decide_failure_names_cause(pod: Raw, words: str, signal: int | None) ->
 def test_decide_backoff_limit_says_how_often_and_why() -> None:
     situation = snapshot(job_raw(status=recorded(4, C.RUNNING, retries=3)), ended_pod(1, 4))
     assert status(plan(situation)).message == (
-        "Failed 4 times (backoffLimit reached). Last: "
-        "The trainer ended with exit code 1 and left no result"
+        "Failed 4 times, spec.backoffLimit is 3; last failure: "
+        "Trainer exited with code 1 without writing a result; see kubectl logs fx-4-0"
     )
 
 
@@ -692,10 +912,10 @@ def test_decide_waiting_passes_on_the_words_and_since_when() -> None:
     assert found.waiting is not None
     assert found.waiting.model_dump(exclude_none=True) == {
         "reason": "Unschedulable",
-        "message": words,
+        "message": found.message,
         "since": ago(90),
     }
-    assert found.message == words
+    assert found.message.startswith(words.rstrip("."))
 
 
 @pytest.mark.parametrize(
@@ -712,7 +932,7 @@ def test_decide_volume_not_ready_names_the_remedy(words: str, remedy: str) -> No
 def test_decide_image_failure_has_the_kubelets_first_words() -> None:
     waiting = {"reason": "ImagePullFailed", "message": "ghcr.io/x: not found", "since": ago(301)}
     found = status(plan(started(waiting_pod("ImagePullBackOff", "Back-off"), waiting=waiting)))
-    assert found.message == "ghcr.io/x: not found"
+    assert found.message.startswith("ghcr.io/x: not found; tried for 300 s")
     assert found.waiting is None
     assert found.failure is not None
 
@@ -846,19 +1066,18 @@ def test_decide_impossible_last_word_is_no_result(lie: Raw) -> None:
 def test_decide_starts_with_the_strategy_that_was_read() -> None:
     found = plan(snapshot(job_raw()))
     assert found.start is not None
-    assert found.start.strategy == STRATEGY
+    assert found.start.strategy.text == STRATEGY
 
 
 def test_decide_one_event_per_transition_with_severity() -> None:
-    events = plan(snapshot(job_raw())).events
-    assert [(e.kind, e.reason) for e in events] == [("Normal", "Starting")]
+    assert plan(snapshot(job_raw())).events == ()
     events = plan(ran(ended_pod(1))).events
     assert [(e.kind, e.reason) for e in events] == [("Warning", "Retrying")]
     events = plan(ran(ended_pod(2))).events
     assert [(e.kind, e.reason) for e in events] == [("Warning", "TrainerFailed")]
     events = plan(started(unscheduled_pod("0/1 nodes"))).events
     assert [(e.kind, e.reason) for e in events] == [("Warning", "Unschedulable")]
-    assert plan(started(pod_raw())).events == ()
+    assert plan(started(pod_raw(age=5))).events == ()
 
 
 def test_decide_retry_is_due_by_the_stored_time_not_by_memory() -> None:
@@ -869,9 +1088,7 @@ def test_decide_retry_is_due_by_the_stored_time_not_by_memory() -> None:
     assert later.start.attempt == 2
 
 
-def test_decide_tells_the_pace_while_the_trainer_runs_and_no_longer() -> None:
-    told = status(plan(replace(ran(running_pod()), report_period_seconds=5)))
+def test_decide_sets_the_report_interval_while_the_trainer_runs_and_no_longer() -> None:
+    told = status(plan(replace(ran(running_pod()), report_interval_seconds=5)))
     assert told.report_period_seconds == 5
     assert status(plan(ran(running_pod()))).report_period_seconds is None
-    ended = ran(ended_pod(0, message=last_word(artifact=MODEL)))
-    assert status(plan(replace(ended, report_period_seconds=5))).report_period_seconds is None

@@ -1,17 +1,28 @@
+import json
 import logging
+from itertools import pairwise
 from random import Random
 from typing import Any
 
 import pytest
 
 from engine_builders import JOB, NAMESPACE, STRATEGY, Raw, pod_raw
-from engine_world import KEY, Operator, SigKill, Wire, World, live, yield_often
+from engine_world import (
+    KEY,
+    ROUND_SECONDS,
+    Operator,
+    SigKill,
+    Wire,
+    World,
+    live,
+    yield_often,
+)
 from ktrdr_api import names
+from ktrdr_api.strategy import strategy_digest
 from ktrdr_client.cluster import (
     CONFIG_MAPS,
     PODS,
     ROLE_BINDINGS,
-    ROLES,
     SERVICE_ACCOUNTS,
     TRAINING_JOBS,
     ApiError,
@@ -19,7 +30,6 @@ from ktrdr_client.cluster import (
     Unreachable,
 )
 from ktrdr_client.testing import Request
-from ktrdr_operator.store import Store
 
 CANCEL_AT = {"cancelled while running": 4, "cancelled while pending": 1, "cancelled in backoff": 6}
 STORIES: dict[str, tuple[dict[int, str], Raw]] = {
@@ -28,6 +38,9 @@ STORIES: dict[str, tuple[dict[int, str], Raw]] = {
     "vanishes, then completes": ({1: "vanish"}, {}),
     "fails, vanishes, completes": ({1: "fail", 2: "vanish"}, {}),
     "fails too often": ({1: "fail", 2: "fail"}, {"backoffLimit": 1}),
+    "rejected by the kubelet": ({1: "reject", 2: "reject"}, {"backoffLimit": 0}),
+    "disrupted without a checkpoint": ({1: "disrupt", 2: "disrupt"}, {"backoffLimit": 0}),
+    "disrupted too often": (dict.fromkeys((1, 2, 3), "disrupt"), {"disruptionLimit": 2}),
     "has a bad strategy": ({1: "bad"}, {}),
     "runs out of memory": ({1: "oom"}, {}),
     "cancelled at creation": ({}, {"cancel": True}),
@@ -64,6 +77,9 @@ WANT = {
     "vanishes, then completes": ("Succeeded", "Completed", 2, 0, (1, 2)),
     "fails, vanishes, completes": ("Succeeded", "Completed", 3, 1, (1, 2, 3)),
     "fails too often": ("Failed", "BackoffLimitExceeded", 2, 1, (1, 2)),
+    "rejected by the kubelet": ("Succeeded", "Completed", 3, 0, (1, 2, 3)),
+    "disrupted without a checkpoint": ("Succeeded", "Completed", 3, 0, (1, 2, 3)),
+    "disrupted too often": ("Failed", "DisruptionLimitExceeded", 3, 0, (1, 2, 3)),
     "has a bad strategy": ("Failed", "InvalidStrategy", 1, 0, (1,)),
     "runs out of memory": ("Failed", "OOMKilled", 1, 0, (1,)),
     "cancelled at creation": ("Cancelled", "Cancelled", 0, 0, ()),
@@ -149,18 +165,21 @@ async def test_reconcile_beside_an_operator_that_is_behind_ends_the_same(
 
 
 @pytest.mark.parametrize("story", ["completes", "fails, vanishes, completes"])
-async def test_reconcile_starts_each_attempt_after_it_is_on_record(story: str) -> None:
+async def test_reconcile_starts_each_later_attempt_after_it_is_on_record(story: str) -> None:
     world, _ = await tell(story)
     requests = writes(world.cluster.requests)
     pods = [n for n, request in enumerate(requests) if (request.kind, request.method) == POD]
     assert len(pods) == world.status()["attempt"]
-    for number in pods:
-        assert Request("apply", names.KIND, JOB, "status") in requests[:number]
-        kinds = {request.kind for request in requests[:number] if request.method == "create"}
-        assert kinds >= {"ConfigMap", "ServiceAccount", "Role", "RoleBinding"}
+    record = Request("apply", names.KIND, JOB, "status")
+    for previous, number in pairwise(pods):
+        assert record in requests[previous:number]
+    kinds = [request.kind for request in requests[: pods[0]] if request.method == "create"]
+    assert sorted(kinds) == ["RoleBinding", "ServiceAccount"]
 
 
 POD = ("Pod", "create")
+LARGE_STRATEGY = STRATEGY + "#" * names.STRATEGY_ANNOTATION_MAX_BYTES
+"""Does not fit into the pod."""
 
 
 async def test_reconcile_of_a_plain_run_costs_few_writes() -> None:
@@ -169,13 +188,25 @@ async def test_reconcile_of_a_plain_run_costs_few_writes() -> None:
     for request in writes(world.cluster.requests):
         tally[request.method, request.kind] = tally.get((request.method, request.kind), 0) + 1
     assert tally == {
-        ("create", "ConfigMap"): 1,
-        ("create", "ServiceAccount"): 1,
-        ("create", "Role"): 1,
-        ("create", "RoleBinding"): 1,
+        ("create", "ServiceAccount"): 1,  # per namespace
+        ("create", "RoleBinding"): 1,  # per namespace
         ("create", "Pod"): 1,
-        ("apply", "TrainingJob"): 3,  # starting, running, ended
+        ("apply", "TrainingJob"): 3,  # starting (the pod took 7 s), running, ended
     }
+
+
+async def test_reconcile_of_a_pod_that_starts_soon_writes_status_once_until_it_runs() -> None:
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    for _ in range(4):
+        operator.relist()
+        await operator.work()
+        world.step()
+        world.wait(1 - ROUND_SECONDS)
+    assert world.status()["phase"] == "Running"
+    assert world.status()["attempt"] == 1
+    assert count(world, "apply", names.KIND) == 1
 
 
 async def test_reconcile_name_conflict_leaves_the_other_untouched_and_recovers() -> None:
@@ -193,6 +224,7 @@ async def test_reconcile_name_conflict_leaves_the_other_untouched_and_recovers()
     status = world.status()
     assert (status["phase"], status["reason"]) == ("Pending", "NameConflict")
     assert 'Pod "fx-1-0" exists and belongs to another owner' in status["message"]
+    assert status["waiting"]["retryTime"]
     assert status["waiting"]["message"] == status["message"]
     assert world.cluster.read(PODS, NAMESPACE, "fx-1-0") == before
     world.cluster.remove(PODS, NAMESPACE, "fx-1-0")
@@ -216,7 +248,8 @@ async def test_reconcile_refused_create_shows_the_words_and_tries_less_and_less_
         world.wait(1)
     status = world.status()
     assert (status["phase"], status["reason"]) == ("Pending", "FailedCreate")
-    assert status["message"] == status["waiting"]["message"] == f"403 Forbidden: {words}"
+    said = f"{words}; tried again at waiting.retryTime"
+    assert status["message"] == status["waiting"]["message"] == said
     assert status["waiting"]["since"] == "2026-01-01T12:00:00Z"
     assert tries == [0, 1, 2, 4, 8, 16, 32, 64, 124]
     assert [event["reason"] for event in recorded_events(operator)] == ["FailedCreate"]
@@ -236,11 +269,11 @@ def recorded_events(operator: Operator) -> list[Raw]:
 
 
 @pytest.mark.parametrize(
-    "resource", [CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS], ids=lambda r: r.kind
+    "resource", [CONFIG_MAPS, SERVICE_ACCOUNTS, ROLE_BINDINGS], ids=lambda r: r.kind
 )
 async def test_reconcile_child_that_fails_leaves_no_pod_without_it(resource: Any) -> None:
     world = World({1: "stay"})
-    world.submit()
+    world.submit(strategy={"inline": LARGE_STRATEGY})
     world.cluster.fail_next("create", ApiError(500, "InternalError", "boom"), resource=resource)
     operator = Operator(world)
     operator.relist()
@@ -273,12 +306,8 @@ async def test_reconcile_earlier_job_of_the_same_name_makes_room() -> None:
         world.step()
     assert world.job()["metadata"]["uid"] != first
     assert seen[0] == ("Pending", "Pending")
-    # Its pod is gone; what the garbage collector has not removed yet is named, not touched.
-    assert seen[-1] == ("Pending", "NameConflict")
-    assert "left over from an earlier TrainingJob of this name" in world.status()["message"]
-    for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS):
-        for child in world.cluster.read_all(resource):
-            world.cluster.remove(resource, NAMESPACE, child["metadata"]["name"])
+    # Nothing waits for the garbage collector.
+    assert seen[-1] == ("Running", "Running")
     world.script[1] = "succeed"
     await live(world, operator)
     assert world.end()[:2] == ("Succeeded", "Completed")
@@ -296,7 +325,7 @@ async def test_reconcile_deleted_job_stops_its_pods() -> None:
     assert world.alive() == ["fx-1-0"]
     world.delete_job()
     world.cluster.requests.clear()
-    operator.store.drop_job(KEY, operator.store.jobs[KEY]["metadata"]["uid"])
+    operator.store.drop_job(KEY, operator.store.jobs[KEY].uid)
     await operator.work()
     assert [(r.method, r.kind) for r in world.cluster.requests] == [("delete", "Pod")]
     world.step()
@@ -355,8 +384,16 @@ async def test_reconcile_edited_strategy_does_not_change_later_attempts() -> Non
     world.cluster.remove(CONFIG_MAPS, NAMESPACE, "strategies")
     await live(world, operator)
     assert world.end()[:2] == ("Succeeded", "Completed")
-    runs = [world.cluster.read(CONFIG_MAPS, NAMESPACE, f"fx-run-{n}") for n in (1, 2, 3)]
-    assert [run["data"]["strategy.yaml"] for run in runs if run] == [STRATEGY] * 3
+    uid = world.job()["metadata"]["uid"]
+    stored = world.cluster.read(CONFIG_MAPS, NAMESPACE, names.strategy_name(JOB, uid))
+    assert stored is not None
+    assert (stored["data"], stored["immutable"]) == ({"strategy.yaml": STRATEGY}, True)
+    assert len(world.cluster.read_all(CONFIG_MAPS)) == 1
+    digests = {
+        json.loads(pod["metadata"]["annotations"][names.REQUEST_ANNOTATION])["strategyDigest"]
+        for pod in world.pods()
+    }
+    assert digests == {strategy_digest(STRATEGY)}
 
 
 async def test_reconcile_missing_strategy_is_named_and_the_job_starts_when_it_appears() -> None:
@@ -368,13 +405,17 @@ async def test_reconcile_missing_strategy_is_named_and_the_job_starts_when_it_ap
         if data is not None:
             metadata = {"namespace": NAMESPACE, "name": "strategies"}
             world.cluster.put(CONFIG_MAPS, {"metadata": metadata, "data": data})
+        world.wait(60)
+        operator.relist()
+        await operator.work()
+        world.step()
         operator.relist()
         await operator.work()
         said.append(world.status()["message"])
     assert said == [
-        'ConfigMap "strategies" does not exist in namespace "ns"; create it and the job starts',
-        'ConfigMap "strategies" has no key "fx.yaml" (keys: other.yaml); add the key and the job '
-        "starts",
+        'ConfigMap "strategies" in namespace "ns" does not exist; create it and the job starts',
+        'ConfigMap "strategies" in namespace "ns" has no key "fx.yaml" (its keys: kubectl describe '
+        "configmap strategies -n ns); add the key and the job starts",
         'Pod "fx-1-0" is starting',
     ]
 
@@ -420,22 +461,3 @@ async def test_reconcile_unreadable_progress_is_ignored() -> None:
     await operator.work()
     await live(world, operator)
     assert world.end()[:2] == ("Succeeded", "Completed")
-
-
-def test_store_does_not_raise_the_dead_nor_take_back_news() -> None:
-    store = Store()
-    old, new = pod_raw(), pod_raw(phase="Running")
-    old["metadata"]["resourceVersion"], new["metadata"]["resourceVersion"] = "9", "10"
-    store.put_pod(new)
-    store.put_pod(old)
-    assert store.pods[KEY]["fx-1-0"] is new
-    world = World()
-    world.submit()
-    job = world.job()
-    store.put_job(job)
-    store.drop_pod(new)
-    store.put_pod(new)
-    assert KEY not in store.pods
-    store.drop_job(KEY, job["metadata"]["uid"])
-    store.put_job(job)
-    assert KEY not in store.jobs

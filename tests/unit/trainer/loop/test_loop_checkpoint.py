@@ -129,7 +129,7 @@ def test_checkpoint_that_is_damaged_falls_back_and_says_so(
     assert found.checkpoint.ref.step == 10
     if newest.with_suffix(".json").exists():
         assert len(found.problems) == 1
-        assert "0001-000000000020 is damaged" in found.problems[0]
+        assert "damaged checkpoint 0001-000000000020: " in found.problems[0]
 
 
 def test_checkpoint_that_is_damaged_is_not_kept_as_the_one_to_fall_back_to(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_stop_on_a_volume_that_cannot_be_written_is_still_a_stop(tmp_path: Path)
     assert got.stopped
     assert got.checkpoint is None
     assert len(got.problems) == 1
-    assert "no checkpoint was saved at the stop" in got.problems[0]
+    assert "No checkpoint was saved at the stop" in got.problems[0]
 
 
 def test_stop_after_a_periodic_checkpoint_failed_is_still_a_stop(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_stop_on_a_volume_that_broke_names_the_checkpoint_before(tmp_path: Path)
     assert got.stopped
     assert got.checkpoint is not None
     assert got.checkpoint.step < got.step
-    assert "no checkpoint was saved at the stop" in got.problems[0]
+    assert "No checkpoint was saved at the stop" in got.problems[0]
 
 
 @pytest.mark.parametrize(

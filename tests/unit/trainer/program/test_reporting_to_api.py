@@ -1,14 +1,16 @@
 """The reporter and the cancel watch against an API server that breaks in every way."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from ktrdr_api.run_contract import JobIdentity, Stage
+from ktrdr_api.run_contract import CheckpointRef, JobIdentity, Stage
 from ktrdr_trainer.cluster_job import ClusterJob
 from ktrdr_trainer.kube import KubeClient
 from ktrdr_trainer.progress import RunView
@@ -17,10 +19,17 @@ from ktrdr_trainer.runtime import ApiAccess
 from ktrdr_trainer.slot import LoopProgress, ProgressSlot, system_clock
 from ktrdr_trainer.stop import StopToken
 from ktrdr_trainer.stopping import StopReason, StopRequests
-from ktrdr_trainer.testing import FakeApiServer, Fault
+from ktrdr_trainer.testing import FakeApiServer, Fault, Request
 
 JOB = JobIdentity(namespace="default", name="job", uid="u-1")
 FIRST, SECOND = "bearer-1", "bearer-2"
+SAVED = CheckpointRef(
+    epoch=1,
+    step=7,
+    path="checkpoints/u-1/0001-7.json",
+    time="2026-01-02T03:04:05Z",
+    digest=f"sha256:{'0' * 64}",
+)
 FAST = Pace(period_seconds=0.05, gap_seconds=0.02, farewell_seconds=5.0)
 
 
@@ -55,14 +64,29 @@ def watching(job: ClusterJob, api: FakeApiServer) -> Iterator[None]:
 
 @contextmanager
 def reporting(
-    sink: Sink, stops: StopRequests, *, pace: Pace = FAST, attempt: int = 1
+    sink: Sink,
+    stops: StopRequests,
+    *,
+    pace: Pace = FAST,
+    attempt: int = 1,
+    warned: list[str] | None = None,
 ) -> Iterator[tuple[Reporter, ProgressSlot]]:
     slot = ProgressSlot()
     view = RunView(attempt=attempt, pod_uid="p-1")
-    reporter = Reporter(slot, view, sink=sink, stops=stops, clock=system_clock(), pace=pace)
+    reporter = Reporter(
+        slot,
+        view,
+        sink=sink,
+        stops=stops,
+        clock=system_clock(),
+        pace=pace,
+        warn=warned.append if warned is not None else lambda _: None,
+    )
     reporter.start()
-    yield reporter, slot
-    reporter.close(message="the end", done=True)
+    try:
+        yield reporter, slot
+    finally:
+        reporter.close(message="the end", done=True)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -129,12 +153,13 @@ def test_reporter_through_an_outage_delivers_the_newest_value_after_it(
 def test_reporter_closed_in_an_outage_retries_the_last_value(
     api: FakeApiServer, stops: StopRequests
 ) -> None:
-    with reporting(cluster_job(api, stops), stops) as (_, slot):
+    warned: list[str] = []
+    with reporting(cluster_job(api, stops), stops, warned=warned) as (_, slot):
         api.wait_for(lambda server: bool(server.progress))
         api.is_away = True
         slot.put(at_batch(7))
         threading.Timer(0.6, setattr, (api, "is_away", False)).start()
-    assert (api.progress["step"], api.progress["stage"]) == (7, "Done")
+    assert (api.progress["step"], api.progress["stage"], warned) == (7, "Done", [])
 
 
 def test_reporter_closed_after_sigterm_gives_up_in_time(
@@ -143,10 +168,13 @@ def test_reporter_closed_after_sigterm_gives_up_in_time(
     pace = Pace(period_seconds=0.05, farewell_terminated_seconds=0.3)
     api.is_away = True
     stops.ask(StopReason.SIGTERM)
-    began = time.monotonic()
-    with reporting(cluster_job(api, stops), stops, pace=pace):
+    began, warned = time.monotonic(), list[str]()
+    with reporting(cluster_job(api, stops), stops, pace=pace, warned=warned):
         pass
     assert 0.2 < time.monotonic() - began < 1.0
+    [warning] = warned
+    assert "final progress report was not delivered" in warning
+    assert "API server not reached" in warning
 
 
 def test_reporter_told_retry_after_sends_nothing_before(
@@ -160,7 +188,7 @@ def test_reporter_told_retry_after_sends_nothing_before(
     assert api.progress["step"] == 1
 
 
-@pytest.mark.parametrize("status", [403, 500, 503])
+@pytest.mark.parametrize("status", [403, 404, 409, 422, 500, 503])
 def test_reporter_refused_for_now_tries_again(
     api: FakeApiServer, stops: StopRequests, status: int
 ) -> None:
@@ -185,6 +213,21 @@ def test_reporter_of_a_job_that_is_gone_stops(api: FakeApiServer, stops: StopReq
     with reporting(cluster_job(api, stops), stops):
         pass
     assert stops.token.reason == "deleted"
+
+
+def test_reporter_and_watch_while_the_crd_is_not_served_retry_and_do_not_stop(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.is_served = False
+    job = cluster_job(api, stops)
+    job.start_watch()
+    with reporting(job, stops):
+        api.wait_for(lambda server: len(server.patches) >= 2)
+        api.wait_for(lambda server: len(tries(server)) >= 2)
+        api.is_served = True
+        api.wait_for(lambda server: bool(server.progress))
+        assert not stops.token.is_cancelled
+    job.stop_watch()
 
 
 def test_reporter_of_an_older_attempt_is_superseded_and_writes_no_more(
@@ -221,25 +264,131 @@ def test_cancel_seen_by_the_watch_sets_the_token_within_a_second(
     assert (stops.token.reason, stops.by_a_person) == ("cancel", True)
 
 
-def test_reporter_told_to_wait_reports_less_often_but_a_new_stage_at_once(
+def shows(stage: Stage) -> Callable[[FakeApiServer], bool]:
+    return lambda server: server.progress.get("stage") == stage
+
+
+def wait_until_consumed(slot: ProgressSlot) -> None:
+    """Return once the reporter has decided about the latest urgent value."""
+    wait_for(lambda: not slot.urgent.is_set())
+
+
+def test_reporter_of_a_paced_job_sends_stage_changes_and_the_end_and_nothing_else(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.set_status(reportPeriodSeconds=3600)
+    unbraked = Pace(period_seconds=0.0, gap_seconds=0.0)
+    with reporting(cluster_job(api, stops), stops, pace=unbraked) as (reporter, slot):
+        api.wait_for(lambda server: server.progress.get("stage") == "Preparing")
+        reporter.update(message="Computing features", urgent=True)
+        wait_until_consumed(slot)
+        for stage in (Stage.TRAINING, Stage.EVALUATING, Stage.SAVING):
+            slot.put(at_batch(1, stage=stage), urgent=True)
+            reporter.update(message="")
+            api.wait_for(shows(stage))
+            for batch in range(2, 20):  # epochs end, checkpoints become durable
+                reporter.update(checkpoint=SAVED)
+                slot.put(at_batch(batch, stage=stage), urgent=True)
+                wait_until_consumed(slot)
+    assert [patch.body["status"]["progress"]["stage"] for patch in api.patches if patch.body] == [
+        "Preparing", "Training", "Evaluating", "Saving", "Done"
+    ]  # fmt: skip
+    assert api.progress["currentBatch"] == 19
+
+
+def test_reporter_of_a_paced_job_reports_soon_after_the_pace_is_lifted(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.set_status(reportPeriodSeconds=3600)
+    job = cluster_job(api, stops)
+    with reporting(job, stops) as (_, slot), watching(job, api):
+        slot.put(at_batch(1), urgent=True)
+        api.wait_for(lambda server: server.progress.get("step") == 1)
+        slot.put(at_batch(2), urgent=True)
+        wait_until_consumed(slot)
+        api.set_status(reportPeriodSeconds=None)
+        api.wait_for(lambda server: server.progress["step"] == 2)
+
+
+def test_reporter_of_a_paced_job_refused_at_first_retries_within_seconds(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.set_status(reportPeriodSeconds=3600)
+    job = cluster_job(api, stops)
+    with watching(job, api):
+        wait_for(lambda: job.pause_seconds == 3600)
+        api.faults.extend([Fault(403)] * 3)
+        with reporting(job, stops) as (_, slot):
+            api.wait_for(lambda server: bool(server.progress))
+            api.faults.append(Fault(500))
+            slot.put(at_batch(1), urgent=True)
+            api.wait_for(lambda server: server.progress["stage"] == "Training")
+            api.faults.append(Fault(503))
+            api.cancel()
+            api.wait_for(lambda server: server.progress["stage"] == "Cancelling")
+    assert stops.token.reason == "cancel"
+
+
+def test_reporter_of_a_job_paced_while_a_report_fails_retries_it_before_the_next_interval(
     api: FakeApiServer, stops: StopRequests
 ) -> None:
     job = cluster_job(api, stops)
     with reporting(job, stops) as (_, slot), watching(job, api):
         slot.put(at_batch(1), urgent=True)
         api.wait_for(lambda server: server.progress.get("step") == 1)
-        api.set_status(reportPeriodSeconds=60)
-        wait_for(lambda: job.pause_seconds == 60)
+        api.faults.append(Fault(503, (("Retry-After", "1"),)))
         slot.put(at_batch(2), urgent=True)
-        slot.put(at_batch(3), urgent=True)
-        wait_until(threading.Event(), 0.3)  # six periods
-        assert api.progress["step"] == 1
-        slot.put(at_batch(4, stage=Stage.EVALUATING), urgent=True)
-        api.wait_for(lambda server: server.progress["step"] == 4)
-        api.set_status(reportPeriodSeconds=None)
-        wait_for(lambda: job.pause_seconds == 0)
-        slot.put(at_batch(5, stage=Stage.EVALUATING), urgent=True)
-        api.wait_for(lambda server: server.progress["step"] == 5)
+        api.wait_for(lambda server: not server.faults)
+        api.set_status(reportPeriodSeconds=3600)
+        wait_for(lambda: job.pause_seconds == 3600)
+        api.wait_for(lambda server: server.progress["step"] == 2)
+
+
+def test_reporter_of_attempt_1_without_an_attempt_on_record_reports_and_is_not_superseded(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    job = cluster_job(api, stops)
+    with reporting(job, stops) as (_, slot), watching(job, api):
+        api.wait_for(lambda server: bool(server.progress))
+        assert "attempt" not in api.job["status"]
+        api.set_status(attempt=0)
+        slot.put(at_batch(1), urgent=True)
+        api.wait_for(lambda server: server.progress["step"] == 1)
+        api.set_status(attempt=1, podName="job-1-0")
+        slot.put(at_batch(2), urgent=True)
+        api.wait_for(lambda server: server.progress["step"] == 2)
+        assert not stops.token.is_cancelled
+
+
+def test_watch_that_sees_a_later_attempt_on_record_is_superseded(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    seen = threading.Event()
+    stops.on_ask(seen.set)
+    with watching(cluster_job(api, stops), api):
+        api.set_status(attempt=2)
+        assert wait_until(seen)
+    assert (stops.superseded, stops.by_a_person) == (True, False)
+
+
+@pytest.mark.parametrize("cascade", ["foreground", "orphan"])
+def test_deletion_held_up_by_a_finalizer_is_a_cancel_for_the_watch(
+    api: FakeApiServer, stops: StopRequests, cascade: Literal["foreground", "orphan"]
+) -> None:
+    job = cluster_job(api, stops)
+    with reporting(job, stops), watching(job, api):
+        api.begin_deletion(cascade)
+        api.wait_for(lambda server: server.progress.get("stage") == "Cancelling")
+    assert (stops.token.reason, stops.by_a_person) == ("deleted", True)
+
+
+def test_deletion_held_up_by_a_finalizer_is_a_cancel_in_the_answer_to_a_report(
+    api: FakeApiServer, stops: StopRequests
+) -> None:
+    api.begin_deletion("foreground")
+    with reporting(cluster_job(api, stops), stops):
+        api.wait_for(lambda server: server.progress.get("stage") == "Cancelling")
+    assert (stops.token.reason, stops.by_a_person) == ("deleted", True)
 
 
 def test_cancel_acknowledged_before_the_next_period(
@@ -280,6 +429,38 @@ def test_watch_broken_by_an_outage_comes_back(api: FakeApiServer, stops: StopReq
             time.sleep(0.3)
         api.cancel()
         assert wait_until(seen, 3.0)
+
+
+class WatchEndingApiServer(FakeApiServer):
+    """Ends every watch without an event, as a proxy with a short time-out does."""
+
+    def events_after(self, version: int) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+
+@pytest.mark.parametrize("kind", ["no answer", "ended at once"])
+def test_watch_that_breaks_again_and_again_pauses_longer_each_time(
+    stops: StopRequests, kind: str
+) -> None:
+    with (WatchEndingApiServer if kind == "ended at once" else FakeApiServer)() as api:
+        api.is_away = kind == "no answer"
+        job = cluster_job(api, stops)
+        job.start_watch()
+        try:
+            api.wait_for(lambda server: len(tries(server)) >= 4)
+        finally:
+            job.stop_watch()
+        times = [request.at for request in tries(api)[:4]]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    # Half of 0.25 s * 2^n at least, see `backoff`.
+    assert [pause >= least for pause, least in zip(pauses, (0.25, 0.5, 1.0), strict=True)] == [
+        True, True, True
+    ], pauses  # fmt: skip
+
+
+def tries(api: FakeApiServer) -> list[Request]:
+    """The GET with which each try of a watch begins."""
+    return [one for one in api.requests if one.method == "GET" and "watch=1" not in one.path]
 
 
 def test_client_with_a_rotated_token_reads_it_again(tmp_path: Path, stops: StopRequests) -> None:

@@ -1,0 +1,89 @@
+"""Event intake: takes each event of a TrainingJob or a pod into the store and enqueues its key.
+
+The only place where watch events reach `store` and `queue`, in the order in which the API server
+sent them, and the only place that names priorities. `watch_filter` calls it for every line of a
+watch, `handlers` for the few that it forwards to kopf, `resync` asks it for priorities. The queue's
+workers go on with `reconcile`.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from ktrdr_operator.queue import Priority, WorkQueue
+from ktrdr_operator.store import JobKey, KnownJob, Store, job_key, owner_key
+from ktrdr_operator.views import Raw
+
+DELETED: Final = "DELETED"
+
+
+class Cause(Enum):
+    """Why a TrainingJob is enqueued."""
+
+    JOB_CHANGED = "job changed"
+    JOB_DELETED = "job deleted"
+    POD_CHANGED = "pod changed"
+    POD_ENDED = "pod ended"
+    """It has finished, or was deleted."""
+    LISTED = "listed"
+    """A full list differs from what was known."""
+
+
+def priority_of(cause: Cause, job: KnownJob | None) -> Priority:
+    """Name the queue priority of an event.
+
+    Args:
+        cause: the event.
+        job: the TrainingJob concerned, as known now; None when it does not exist.
+    """
+    if cause is Cause.JOB_DELETED:
+        return Priority.STOP
+    if job is not None and job.is_stop_requested and cause is not Cause.POD_CHANGED:
+        return Priority.STOP
+    if cause in (Cause.POD_CHANGED, Cause.LISTED):
+        return Priority.STATUS_ONLY
+    return Priority.RECONCILE
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Takes events; keeps nothing itself."""
+
+    store: Store
+    queue: WorkQueue[JobKey]
+
+    def take_job(self, kind: str, raw: Raw, size_bytes: int = 0) -> bool:
+        """Take an event of a TrainingJob.
+
+        Args:
+            kind: type of the watch event.
+            raw: the object.
+            size_bytes: its size on the wire; 0 measures it.
+
+        Returns:
+            Whether its key was enqueued.
+        """
+        key, metadata = job_key(raw), raw["metadata"]
+        if kind == DELETED:
+            self.store.drop_job(key, metadata["uid"], int(metadata["resourceVersion"]))
+            self._add(Cause.JOB_DELETED, key)
+            return True
+        if not self.store.put_job(raw, size_bytes):
+            return False
+        self._add(Cause.JOB_CHANGED, key)
+        return True
+
+    def take_pod(self, kind: str, raw: Raw) -> bool:
+        """Take an event of a pod; returns whether the key of its TrainingJob was enqueued."""
+        key = owner_key(raw)
+        if key is None:
+            return False
+        is_deleted = kind == DELETED
+        if not (self.store.drop_pod if is_deleted else self.store.put_pod)(raw):
+            return False
+        has_ended = is_deleted or raw.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        self._add(Cause.POD_ENDED if has_ended else Cause.POD_CHANGED, key)
+        return True
+
+    def _add(self, cause: Cause, key: JobKey) -> None:
+        self.queue.add(key, priority_of(cause, self.store.jobs.get(key)))
