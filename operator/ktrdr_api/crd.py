@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, made from the models: run by `make generate` and `make verify`.
+"""Generator of the CustomResourceDefinition from the models.
 
 pydantic writes JSON Schema; the API server accepts a smaller language (structural schemas: no
 `$ref`, no `anyOf` with null, no `propertyNames`). This module translates, adds the rules that types
@@ -266,7 +266,7 @@ def generated_files(root: Path) -> dict[Path, str | None]:
 def main() -> None:
     """Write the generated files, or with `--check` fail when they differ from their sources."""
     parser = argparse.ArgumentParser(prog="python -m ktrdr_api.crd", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
     arguments = parser.parse_args()
     for path, text in generated_files(arguments.root).items():
