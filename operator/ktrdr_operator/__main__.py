@@ -32,9 +32,9 @@ from ktrdr_operator.manifests import PodDefaults
 from ktrdr_operator.metrics import Metrics
 from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.reconcile import Clocks, Reconciler
-from ktrdr_operator.report_interval import ReportIntervalController
+from ktrdr_operator.report_interval import ReportBudget, ReportIntervalController
 from ktrdr_operator.resync import Resync
-from ktrdr_operator.settings import PREFIX, Settings
+from ktrdr_operator.settings import Settings, describe_problems
 from ktrdr_operator.snapshot import Limits
 from ktrdr_operator.store import JobKey, Store
 from ktrdr_operator.watch_filter import WatchFilter
@@ -177,14 +177,14 @@ class Operator:
     async def _adjust_report_intervals(self) -> None:
         # Not before all jobs are counted: few seem to be running, and would be told to hurry.
         await self.resync.filled.wait()
-        self.report_intervals.look()
+        self.report_intervals.update()
         await self.report_intervals.run()
 
 
 def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Liveness) -> Operator:
     """Wire the operator together; starts nothing."""
     store, queue = Store(), WorkQueue[JobKey](clock=time.monotonic)
-    store.silence_seconds = limits(settings).no_report_seconds
+    store.silence_seconds = settings.no_report_seconds
     events = EventRecorder(cluster, metrics, utc_now)
     intake = Intake(store, queue)
     scopes = settings.namespaces()
@@ -209,7 +209,7 @@ def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Live
             random=Random(),  # noqa: S311 - spreads load, guards nothing
             now=utc_now,
         ),
-        report_intervals=ReportIntervalController(store, queue, settings.report_writes_per_second),
+        report_intervals=ReportIntervalController(store, queue, report_budget(settings)),
         reconciler=Reconciler(
             cluster,
             store,
@@ -231,7 +231,13 @@ def limits(settings: Settings) -> Limits:
         image_pull_grace_seconds=settings.image_pull_grace_seconds,
         retry_base_seconds=settings.retry_backoff_base_seconds,
         retry_cap_seconds=settings.retry_backoff_cap_seconds,
+        no_report_seconds=settings.no_report_seconds,
     )
+
+
+def report_budget(settings: Settings) -> ReportBudget:
+    """Select the settings that the report interval depends on."""
+    return ReportBudget(settings.report_writes_per_second, settings.report_bytes_per_second)
 
 
 def pod_defaults(settings: Settings) -> PodDefaults:
@@ -239,6 +245,15 @@ def pod_defaults(settings: Settings) -> PodDefaults:
     return PodDefaults(
         image=settings.trainer_image,
         image_pull_policy=settings.trainer_image_pull_policy,
+        image_pull_secrets=settings.trainer_image_pull_secrets,
+        labels=settings.trainer_pod_labels,
+        annotations=settings.trainer_pod_annotations,
+        inherited_labels=settings.trainer_inherited_labels,
+        inherited_annotations=settings.trainer_inherited_annotations,
+        run_as_user=settings.trainer_run_as_user,
+        fs_group=settings.trainer_fs_group,
+        role_kind=settings.trainer_role_kind,
+        role_name=settings.trainer_role_name,
     )
 
 
@@ -287,9 +302,8 @@ def main() -> int:
         settings = Settings()
     except ValidationError as invalid:
         logs.configure("INFO", "text")
-        for error in invalid.errors():
-            field = "".join(str(part) for part in error["loc"][:1]).upper()
-            log.critical("%s%s: %s", PREFIX, field or "*", error["msg"])
+        for problem in describe_problems(invalid):
+            log.critical("%s", problem)
         return EXIT_BAD_SETTINGS
     logs.configure(settings.log_level, settings.log_format)
     tune_garbage_collection()

@@ -75,6 +75,8 @@ class KnownJob:
     """`status.attempt`."""
     is_waiting: bool = False
     """Whether status.waiting is present: nothing of it runs or is about to."""
+    report_period_seconds: int | None = None
+    """`status.reportPeriodSeconds`: the report interval that its trainer has been told."""
     finished_time: str = ""
     """`status.completionTime` of a finished job."""
     ttl_seconds: int | None = None
@@ -152,7 +154,8 @@ def known_job(
         keep_body: whether to keep the body of a settled job, too.
     """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-    generation, ttl = metadata.get("generation", 0), spec.get("ttlSecondsAfterFinished")
+    ttl, period = spec.get("ttlSecondsAfterFinished"), status.get("reportPeriodSeconds")
+    generation = metadata.get("generation", 0)
     is_finished = _is_true(status, ConditionType.FINISHED)
     is_deleting = "deletionTimestamp" in metadata
     is_settled = is_finished and status.get("observedGeneration") == generation and not is_deleting
@@ -170,6 +173,7 @@ def known_job(
         progress=progress_of(raw) if has_body else b"",
         attempt=status.get("attempt") or 0,
         is_waiting="waiting" in status,
+        report_period_seconds=period if isinstance(period, int) else None,
         finished_time=str(status.get("completionTime") or "") if is_finished else "",
         ttl_seconds=ttl if isinstance(ttl, int) else None,
         is_settled=is_settled,

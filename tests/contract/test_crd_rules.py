@@ -241,7 +241,7 @@ def test_terminal_condition_never_reverts(kube: Kube, terminal: str) -> None:
 
 def test_schema_is_explained_by_kubectl(cluster: Kube) -> None:
     text = cluster.run("explain", "trainingjobs.ktrdr.io.spec.cancellation")
-    assert "Seconds the trainer has to end by itself" in text
+    assert "Seconds from the cancel request until the trainer" in text
 
 
 def test_printer_columns_show_progress_and_the_message(kube: Kube) -> None:

@@ -57,6 +57,11 @@ def test_crd_every_field_is_described(schema: dict[str, Any]) -> None:
     assert [path for path, node in fields if not node.get("description")] == [".metadata"]
 
 
+def test_crd_descriptions_have_no_line_breaks_within_a_paragraph(schema: dict[str, Any]) -> None:
+    texts = [node["description"] for _, node in nodes(schema) if "description" in node]
+    assert [text for text in texts if "\n" in text.replace("\n\n", "")] == []
+
+
 def test_crd_every_rule_has_message_reason_and_an_existing_field(schema: dict[str, Any]) -> None:
     for path, node in nodes(schema):
         for rule in node.get("x-kubernetes-validations", []):

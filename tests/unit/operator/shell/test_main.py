@@ -75,8 +75,8 @@ def test_main_with_bad_settings_names_the_variable_and_exits_2(
     said: list[str] = []
     monkeypatch.setattr(entry.log, "critical", lambda text, *args: said.append(text % args))
     assert entry.main() == 2
-    assert said[0] == "KTRDR_TRAINER_IMAGE: Field required"
-    assert said[1].startswith("KTRDR_WORKERS: Input should be a valid integer")
+    assert said[0] == "KTRDR_TRAINER_IMAGE: not set, and it has no default; set it"
+    assert said[1].startswith("KTRDR_WORKERS: input should be a valid integer")
 
 
 @pytest.fixture(autouse=True)
