@@ -154,8 +154,8 @@ def known_job(
         keep_body: whether to keep the body of a settled job, too.
     """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-    generation, ttl = metadata.get("generation", 0), spec.get("ttlSecondsAfterFinished")
-    period = status.get("reportPeriodSeconds")
+    ttl, period = spec.get("ttlSecondsAfterFinished"), status.get("reportPeriodSeconds")
+    generation = metadata.get("generation", 0)
     is_finished = _is_true(status, ConditionType.FINISHED)
     is_deleting = "deletionTimestamp" in metadata
     is_settled = is_finished and status.get("observedGeneration") == generation and not is_deleting

@@ -78,6 +78,8 @@ class PodView:
     started: datetime | None
     """When the trainer container started, while it runs."""
     termination: Termination | None
+    others_running: bool
+    """Whether a container other than the trainer, such as a sidecar, runs."""
     wait_reason: WaitReason | None
 
     @property
@@ -92,9 +94,12 @@ class PodView:
 
     @property
     def lingers(self) -> bool:
-        """Whether the trainer has ended and another container keeps the pod running."""
+        """Whether the trainer has ended and another container keeps the pod running.
+
+        Not by the phase: the kubelet reports Running for a moment after the last container ended.
+        """
         over = self.gone or self.deleting or self.phase in ("Succeeded", "Failed")
-        return self.termination is not None and not over
+        return self.termination is not None and self.others_running and not over
 
     @property
     def never_started(self) -> bool:

@@ -22,12 +22,12 @@ from ktrdr_operator.projections import KnownPod as KnownPod
 from ktrdr_operator.projections import PodKey as PodKey
 from ktrdr_operator.projections import (
     is_decisive_progress,
-    known_job,
     known_pod,
     pod_essence,
     progress_of,
 )
 from ktrdr_operator.projections import job_key as job_key
+from ktrdr_operator.projections import known_job as known_job
 from ktrdr_operator.projections import owner_key as owner_key
 from ktrdr_operator.snapshot import PodView
 from ktrdr_operator.views import Raw, view_pod

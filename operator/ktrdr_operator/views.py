@@ -177,6 +177,7 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
         # A container that runs has started, whatever time its node says.
         started=_time(running.get("startedAt")) or created if running is not None else None,
         termination=termination,
+        others_running=_others_running(status),
         wait_reason=None,
     )
     if running is not None or view.ended:
@@ -209,6 +210,15 @@ def _trainer_state(status: Raw) -> Raw:
             state: Raw = container.get("state", {})
             return state
     return {}
+
+
+def _others_running(status: Raw) -> bool:
+    containers = (*status.get("containerStatuses", []), *status.get("initContainerStatuses", []))
+    return any(
+        "running" in container.get("state", {})
+        for container in containers
+        if container["name"] != names.TRAINER_CONTAINER
+    )
 
 
 def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:

@@ -115,7 +115,7 @@ BACKOFF = {
     "reason": "Retrying",
     "message": "Retry 1",
 }
-SILENT = Want(None, None, set(), start=1)
+SILENT = Want(None, None, set(), start=1, requeue=3.0)
 """A first attempt is started without a status write."""
 
 TABLE: dict[str, tuple[Snapshot, Want]] = {
@@ -125,7 +125,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "recorded, never created": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING))),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1, requeue=3.0),
     ),
     "pod pending, no reason given, just created": (
         snapshot(job_raw(), pod_raw(age=1)),
@@ -426,7 +426,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "backoff over": (
         started(ended_pod(1), **{**BACKOFF, "retryTime": ago(0)}),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=2, retries=1),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=2, retries=1, requeue=3.0),
     ),
     "backoff over, pod still alive": (
         started(running_pod(0, deleting=20), **{**BACKOFF, "retryTime": ago(0)}),

@@ -116,8 +116,21 @@ def test_decide_columns_of_a_job_that_has_finished_do_not_look_alive(
     assert (found.current_epoch, found.current_batch) == (4, 17)
 
 
+def with_sidecar(pod: Raw) -> Raw:
+    """The same pod beside a container that still runs."""
+    running = {"name": "sidecar", "state": {"running": {"startedAt": ago(100)}}}
+    pod["status"]["containerStatuses"].append(running)
+    return pod
+
+
+def test_decide_pod_whose_only_container_has_ended_is_left_for_its_logs() -> None:
+    """The kubelet reports the phase Running for a moment after the trainer has ended."""
+    situation = snapshot(finished(), succeeded_pod(phase="Running"))
+    assert plan(situation).deletions == ()
+
+
 def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_once_its_result_is_read() -> None:
-    lingering = succeeded_pod(phase="Running")
+    lingering = with_sidecar(succeeded_pod(phase="Running"))
     first = snapshot(job_raw(status=recorded(1, C.RUNNING)), lingering)
     found = plan(first)
     assert (status(found).phase, found.deletions) == ("Succeeded", ())
@@ -127,7 +140,7 @@ def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_once_its_result_is_r
 
 
 def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_between_attempts() -> None:
-    lingering = ended_pod(1, phase="Running")
+    lingering = with_sidecar(ended_pod(1, phase="Running"))
     first = snapshot(job_raw(status=recorded(1, C.RUNNING)), lingering)
     found = plan(first)
     assert (status(found).phase, found.deletions, found.requeue_seconds) == ("Retrying", (), 2.0)
