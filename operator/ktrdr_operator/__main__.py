@@ -185,7 +185,7 @@ def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Live
     """Wire the operator together; starts nothing."""
     store, queue = Store(), WorkQueue[JobKey](clock=time.monotonic)
     store.silence_seconds = settings.no_report_seconds
-    events = EventRecorder(cluster, metrics, utc_now)
+    events = EventRecorder(cluster, metrics, utc_now, is_busy=lambda: len(queue) > 0)
     intake = Intake(store, queue)
     scopes = settings.namespaces()
     paths = {kind.path(namespace) for kind in (TRAINING_JOBS, PODS) for namespace in scopes}
