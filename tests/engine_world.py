@@ -6,10 +6,12 @@ be replayed. The kubelet plays the trainer too: what each attempt does stands in
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count
 from random import Random
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from engine_builders import (
     CHECKPOINT,
@@ -40,6 +42,8 @@ from ktrdr_operator.store import JobKey, Store
 KEY = JobKey(NAMESPACE, JOB)
 ROUND_SECONDS = 7.0
 MAX_ROUNDS = 60
+VERSION_STEP = 100
+"""Between two resource versions, so that those after a restore differ from those before."""
 
 
 class SigKill(BaseException):
@@ -134,6 +138,15 @@ class Operator:
         await self.reconciler.work(key, 0.0)
 
 
+class Backup(NamedTuple):
+    """State of the API server."""
+
+    version: int
+    objects: Any
+    owned: Any
+    attempts: dict[str, list[int]]
+
+
 @dataclass
 class World:
     """One namespace and everybody who acts in it."""
@@ -147,11 +160,18 @@ class World:
     cancel_at: int | None = None
     """Turn at which the user cancels."""
     _now: datetime = NOW
-    attempts: list[int] = field(default_factory=list)
-    """Attempts whose pods have been seen, in order."""
+    _attempts: dict[str, list[int]] = field(default_factory=dict)
+    """Attempts whose pods have been seen, in order, by the UID of their TrainingJob."""
+    _restores: int = 0
 
     def __post_init__(self) -> None:
         self.cluster = FakeCluster(now=lambda: format_timestamp(self._now))
+        self.cluster._versions = count(VERSION_STEP, VERSION_STEP)
+
+    @property
+    def attempts(self) -> list[int]:
+        """Attempts of the present TrainingJob whose pods have been seen, in order."""
+        return self._attempts.setdefault(self.job()["metadata"]["uid"], [])
 
     def now(self) -> datetime:
         return self._now
@@ -186,6 +206,40 @@ class World:
         for name in self.alive():
             self.cluster.remove(PODS, NAMESPACE, name)
 
+    def collect_garbage(self) -> None:
+        """Delete the pods of deleted TrainingJobs, and end a foreground deletion."""
+        job = self.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
+        is_leaving = job is not None and "deletionTimestamp" in job["metadata"]
+        owner = job["metadata"]["uid"] if job is not None and not is_leaving else ""
+        for pod in self.pods():
+            if owner_of(pod) == owner:
+                continue
+            if is_alive(pod) and "nodeName" in pod["spec"]:
+                pod["metadata"].setdefault("deletionTimestamp", format_timestamp(self._now))
+                self._put(PODS, pod)
+            else:
+                self.cluster.remove(PODS, NAMESPACE, pod["metadata"]["name"])
+        if (
+            job is not None
+            and is_leaving
+            and not any(owner_of(pod) == job["metadata"]["uid"] for pod in self.pods())
+        ):
+            self.delete_job()
+
+    def back_up(self) -> Backup:
+        """Take a backup of etcd."""
+        version = next(self.cluster._versions)
+        objects, owned = deepcopy(self.cluster._objects), dict(self.cluster._owned)
+        return Backup(version - version % VERSION_STEP, objects, owned, deepcopy(self._attempts))
+
+    def restore(self, backup: Backup) -> None:
+        """Set the whole server back, its versions included; no version is used twice."""
+        self._restores += 1
+        self.cluster._versions = count(backup.version + self._restores, VERSION_STEP)
+        self.cluster._objects = deepcopy(backup.objects)
+        self.cluster._owned = dict(backup.owned)
+        self._attempts = deepcopy(backup.attempts)
+
     def job(self) -> Raw:
         raw = self.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
         assert raw is not None
@@ -203,11 +257,7 @@ class World:
 
     def alive(self) -> list[str]:
         """Pods in which a process may run, or will."""
-        return [
-            pod["metadata"]["name"]
-            for pod in self.pods()
-            if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
-        ]
+        return [pod["metadata"]["name"] for pod in self.pods() if is_alive(pod)]
 
     def pods(self) -> list[Raw]:
         """Pods of TrainingJobs."""
@@ -215,12 +265,18 @@ class World:
 
     def check(self) -> None:
         """What must hold whenever there is one more pod."""
-        assert len(self.alive()) <= 1, self.alive()
+        alive: set[str] = set()
         for pod in self.pods():
-            attempt = attempt_of(pod)
-            if attempt not in self.attempts:
-                assert attempt == len(self.attempts) + 1, (self.attempts, attempt)
-                self.attempts.append(attempt)
+            uid, attempt = owner_of(pod), attempt_of(pod)
+            seen = self._attempts.setdefault(uid, [])
+            if attempt not in seen:
+                # After a restore the operator may know of attempts that the server does not.
+                is_next = attempt == len(seen) + 1 or self._restores
+                assert is_next, (uid, seen, attempt)
+                seen.append(attempt)
+            if is_alive(pod):
+                assert uid not in alive, f"two trainers of {uid}: {self.alive()}"
+                alive.add(uid)
 
     def obey_rules(self, patch: Raw) -> None:
         """The CRD's transition rules, as `ktrdr_api.crd_rules` has them."""
@@ -341,6 +397,17 @@ class World:
             tuple(self.attempts),
             self.alive(),
         )
+
+
+def is_alive(pod: Raw) -> bool:
+    """Whether a process may run in a pod, or will."""
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+
+
+def owner_of(pod: Raw) -> str:
+    """UID of the TrainingJob of a pod."""
+    uid: str = pod["metadata"]["ownerReferences"][0]["uid"]
+    return uid
 
 
 def attempt_of(pod: Raw) -> int:

@@ -18,13 +18,12 @@ from ktrdr_operator.pod_events import PodEventReader
 from ktrdr_operator.snapshot import JobView, PodView, Snapshot, StrategyText
 from ktrdr_operator.store import JobKey, Store
 from ktrdr_operator.strategies import StrategyReader
-from ktrdr_operator.views import view_job
+from ktrdr_operator.views import Raw, view_job
 
 EVENTS_AFTER_SECONDS: Final = 5.0
 """Age from which the Events of a pod are read: most pods have started by then."""
 FRESH_SECONDS: Final = 5.0
-"""A first attempt has no record that would refuse a start decided on an old state, so a job that
-was received longer ago is read again before its first pod is created."""
+"""A job that was received longer ago is read again before a start that no status write precedes."""
 
 
 def is_finished(status: TrainingJobStatus) -> bool:
@@ -56,8 +55,7 @@ class Observer:
         Raises:
             ApiError: The API server did not answer a live read; try again later.
         """
-        await self._fetch_job_if_needed(key)
-        job = self._view_job(key)
+        job = await self._read_job(key)
         if job is None:
             return Snapshot(job=None, pods=self.store.pods_of(key))
         snapshot = self._snapshot(key, job)
@@ -68,7 +66,7 @@ class Observer:
         snapshot = await self._with_pod_events(snapshot, job)
         if not _may_start(snapshot, job, self.now()):
             return snapshot
-        if not is_fresh and self._is_stale_first_start(key, job):
+        if not is_fresh and self._is_stale_start(key, job):
             await self._fetch_job(key)
             return await self.observe(key, is_fresh=True)
         return replace(snapshot, strategy=await self._read_strategy(job))
@@ -83,25 +81,28 @@ class Observer:
             seconds_since_write=None if written is None else self.clock() - written,
         )
 
-    def _view_job(self, key: JobKey) -> JobView | None:
+    async def _read_job(self, key: JobKey) -> JobView | None:
+        """The job as known; from the API server where the store does not keep its body."""
+        if self._has_unknown_owner(key):
+            await self._fetch_job(key)
         raw = self.store.job_raw(key)
+        if raw is None and key in self.store.jobs:
+            live = await self._fetch_job(key)
+            raw = self.store.job_raw(key) or live
         return view_job(raw) if raw is not None else None
 
-    async def _fetch_job_if_needed(self, key: JobKey) -> None:
-        """Read the job where the store has not kept it, or knows pods of another owner."""
+    def _has_unknown_owner(self, key: JobKey) -> bool:
+        """Whether pods belong to a job that is not known to be deleted: the store may be behind."""
         known = self.store.jobs.get(key)
-        if known is not None and not known.body:
-            await self._fetch_job(key)
-            return
         uid = known.uid if known is not None else None
         owners = {pod.owner_uid for pod in self.store.pods_of(key) if not pod.deleting}
-        if any(owner not in ("", uid) and not self.store.is_deleted(owner) for owner in owners):
-            await self._fetch_job(key)
+        return any(o not in ("", uid) and not self.store.is_deleted(o) for o in owners)
 
-    async def _fetch_job(self, key: JobKey) -> None:
+    async def _fetch_job(self, key: JobKey) -> Raw | None:
         before = self.store.jobs.get(key)
         raw = await self.cluster.get(TRAINING_JOBS, key.namespace, key.name)
         self.store.put_live_job(key, raw, before)
+        return raw
 
     async def _fetch_pod_if_needed(self, key: JobKey, snapshot: Snapshot, job: JobView) -> bool:
         """Read the current pod before believing that it does not exist; True if it was read.
@@ -131,8 +132,16 @@ class Observer:
         explained = replace(pod, wait_reason=words)
         return replace(snapshot, pods=tuple(explained if p is pod else p for p in snapshot.pods))
 
-    def _is_stale_first_start(self, key: JobKey, job: JobView) -> bool:
-        if job.status.attempt or job.status.observed_generation >= 0:
+    def _is_stale_start(self, key: JobKey, job: JobView) -> bool:
+        """Whether an attempt would be started on an old state without a write that finds out.
+
+        A status write is refused if the job has changed. It comes before each attempt after the
+        first, and before each try after a failed create; not before the first try of attempt 1, and
+        not where an attempt is on record and its pod is missing.
+        """
+        waiting = job.status.waiting
+        is_retry = waiting is not None and waiting.retry_time is not None
+        if job.status.attempt_state is AttemptState.ENDED or is_retry:
             return False
         age = self.store.seconds_since_report(key)
         return age is not None and age > FRESH_SECONDS
@@ -157,10 +166,11 @@ def _is_doubtful(pod: PodView) -> bool:
 
 def _may_start(snapshot: Snapshot, job: JobView, now: datetime) -> bool:
     """Whether the next attempt may start now, so that its strategy is needed."""
-    status, pod = job.status, snapshot.current()
+    status = job.status
     if job.spec.cancel or job.unreadable:
         return False
-    if pod is not None and not pod.ended:
-        return False
+    is_between_attempts = status.attempt_state is AttemptState.ENDED
+    if not is_between_attempts and (snapshot.current() is not None or _has_run(job)):
+        return False  # it goes on, or its end has to be decided first
     times = [status.retry_time, status.waiting.retry_time if status.waiting else None]
     return all(time is None or datetime.fromisoformat(time) <= now for time in times)

@@ -40,7 +40,7 @@ from ktrdr_operator.snapshot import (
 )
 from ktrdr_operator.store import JobKey, Store
 from ktrdr_operator.strategies import StrategyReader
-from ktrdr_operator.views import sanitize
+from ktrdr_operator.views import Raw, sanitize
 
 log: Final = logging.getLogger(__name__)
 _REFUSED: Final = frozenset({400, 403, 422})
@@ -201,10 +201,8 @@ class Reconciler:
 
     async def _expire(self, key: JobKey, job: JobView, plan: Plan) -> None:
         """Tell the result for the last time, then delete the TrainingJob."""
-        raw = self.store.job_raw(key)
         for event in plan.events:
-            if raw is not None:
-                await self.events.post_now(raw, event.kind, event.reason, event.message)
+            await self.events.post_now(_reference(job), event.kind, event.reason, event.message)
             log.info("%s: %s", event.reason, event.message, extra=_where(key, job))
         try:
             await self.applier.expire(job)
@@ -215,10 +213,8 @@ class Reconciler:
 
     def _record(self, key: JobKey, job: JobView, plan: Plan) -> None:
         """Events and metrics, after the status that they are about is written."""
-        raw = self.store.job_raw(key) if plan.events else None
         for event in plan.events:
-            if raw is not None:
-                self.events.record(raw, event.kind, event.reason, event.message)
+            self.events.record(_reference(job), event.kind, event.reason, event.message)
             log.info("%s: %s", event.reason, event.message, extra=_where(key, job, plan.status))
         if plan.status is not None and plan.status != job.status:
             self._measure(job, plan.status)
@@ -265,6 +261,11 @@ class Reconciler:
                 **({"uid": known.uid} if known is not None else {}),
             },
         )
+
+
+def _reference(job: JobView) -> Raw:
+    """What an Event needs of the TrainingJob that it is about; the store may not keep its body."""
+    return {"metadata": {"namespace": job.namespace, "name": job.name, "uid": job.uid}}
 
 
 def _where(key: JobKey, job: JobView, status: TrainingJobStatus | None = None) -> dict[str, object]:

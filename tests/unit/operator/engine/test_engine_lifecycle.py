@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def status(found: Plan) -> TrainingJobStatus:
     return found.status
 
 
-def finished(ended: float = 100, **spec: object) -> Raw:
+def finished(ended: float = 100, **spec: Any) -> Raw:
     """A TrainingJob that succeeded so many seconds ago."""
     state = recorded(1, *SUCCEEDED, **ENDED_FIELDS, completionTime=ago(ended))
     return job_raw(status={**state, "attemptState": "Ended"}, **spec)
@@ -147,7 +148,7 @@ def test_decide_deleted_job_stops_its_pods_unless_they_are_to_be_orphaned(
     assert [d.name for d in plan(snapshot(job, running_pod())).deletions] == want
 
 
-UNREADABLE = {"trainer": {"imagePullPolicy": "Sometimes"}}
+UNREADABLE: Raw = {"trainer": {"imagePullPolicy": "Sometimes"}}
 
 
 @pytest.mark.parametrize(

@@ -677,7 +677,7 @@ def test_view_job_unreadable_spec_keeps_cancel_and_time_to_live(
     assert (view.spec.cancel, view.spec.ttl_seconds_after_finished) == want
 
 
-HOSTILE: Final = (
+HOSTILE: Final[tuple[Any, ...]] = (
     None,
     True,
     -1,

@@ -5,8 +5,9 @@ import pytest
 
 from ktrdr_client.cluster import Raw
 from ktrdr_operator.intake import Cause, Intake, priority_of
+from ktrdr_operator.projections import known_job
 from ktrdr_operator.queue import Priority, WorkQueue
-from ktrdr_operator.store import JobKey, KnownJob, Store, known_job
+from ktrdr_operator.store import JobKey, KnownJob, Store
 
 KEY = JobKey("ns", "j")
 CANCELLED = {"cancel": True}

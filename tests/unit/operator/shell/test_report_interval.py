@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import virtual_time
 from ktrdr_api.training_job import REPORT_PERIOD_MAX_SECONDS
+from ktrdr_operator.projections import known_job
 from ktrdr_operator.queue import Priority, WorkQueue
 from ktrdr_operator.report_interval import (
     INTERVALS_SECONDS,
@@ -20,7 +21,7 @@ from ktrdr_operator.report_interval import (
     choose_interval,
 )
 from ktrdr_operator.settings import Settings
-from ktrdr_operator.store import JobKey, Store, known_job
+from ktrdr_operator.store import JobKey, Store
 from virtual_time import elapse, in_virtual_time
 
 BUDGET = ReportBudget(writes_per_second=60, bytes_per_second=1_000_000)

@@ -6,7 +6,8 @@ import pytest
 from engine_builders import JOB, NAMESPACE, UID, Raw, ended_pod, job_raw, pod_raw, recorded
 from engine_builders import progress as progress_raw
 from ktrdr_api.conditions import ConditionType
-from ktrdr_operator.store import DELETED_PODS_PER_JOB, LAST_APPLIED, JobKey, Store, known_job
+from ktrdr_operator.projections import LAST_APPLIED, known_job
+from ktrdr_operator.store import DELETED_PODS_PER_JOB, JobKey, Store
 
 KEY = JobKey(NAMESPACE, JOB)
 FINISHED = recorded(1, ConditionType.COMPLETE, ConditionType.FINISHED, phase="Succeeded")
