@@ -117,9 +117,9 @@ async def leadership(
         time.monotonic,
     )
     metrics.leading(leader.name, leads=False)
-    liveness.expect("lease")
+    liveness.register("lease")
     try:
-        await run_until_stopped(stop, leader.acquire(lambda: liveness.beat("lease")))
+        await run_until_stopped(stop, leader.acquire(lambda: liveness.heartbeat("lease")))
         metrics.leading(leader.name, leads=not stop.is_set())
         yield leader
     finally:
@@ -154,12 +154,12 @@ class Operator:
             "workers": self._work(),
             "report intervals": self._adjust_report_intervals(),
             "events": self.events.run(),
-            "canary": health.run_canary(self.queue, self.metrics),
+            "canary": health.run_canary(self.queue),
         }
 
     async def _watch(self, started: Callable[[], None]) -> None:
         await self.resync.wait_for_server()
-        self.liveness.expect(*self.watches.unpositioned)
+        self.liveness.register(*self.watches.unpositioned)
         await handlers.run_kopf(
             self.registry,
             handlers.kopf_settings(),
@@ -185,13 +185,14 @@ def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Live
     """Wire the operator together; starts nothing."""
     store, queue = Store(), WorkQueue[JobKey](clock=time.monotonic)
     store.silence_seconds = settings.no_report_seconds
-    events = EventRecorder(cluster, metrics, utc_now)
+    events = EventRecorder(cluster, metrics, utc_now, is_busy=lambda: len(queue) > 0)
     intake = Intake(store, queue)
     scopes = settings.namespaces()
     paths = {kind.path(namespace) for kind in (TRAINING_JOBS, PODS) for namespace in scopes}
-    watches = Watches(liveness.beat, unpositioned=paths)
+    watches = Watches(liveness.heartbeat, unpositioned=paths)
     session = WatchSession(WatchFilter(intake, metrics), watches)
-    metrics.watch_store(store, queue.__len__, store.progress_age_seconds)
+    metrics.watch_store(store, store.progress_age_seconds)
+    metrics.watch_queue(queue)
     return Operator(
         settings=settings,
         liveness=liveness,
@@ -276,7 +277,7 @@ async def operate(settings: Settings) -> None:
             operator = build(settings, cluster, metrics, liveness)
             tasks = operator.tasks(lambda: install_signal_handlers(stop))
             if leader is not None:  # from now on, also while the first list takes its time
-                tasks["lease"] = leader.hold(lambda: liveness.beat("lease"))
+                tasks["lease"] = leader.hold(lambda: liveness.heartbeat("lease"))
             await run_until_stopped(stop, run_tasks(tasks))
     finally:
         await runner.cleanup()

@@ -55,8 +55,9 @@ class WatchFilter:
         kind, obj = event["type"], event["object"]
         if kind not in _OBJECT_EVENTS:
             return False
+        is_job = isinstance(obj, dict) and obj.get("kind") == names.KIND
         try:
-            if obj["kind"] == names.KIND:
+            if is_job:
                 is_enqueued = self.intake.take_job(kind, obj, size_bytes)
             else:
                 is_enqueued = self.intake.take_pod(kind, obj)
@@ -66,7 +67,9 @@ class WatchFilter:
             where = {"namespace": metadata.get("namespace"), "job": metadata.get("name")}
             log.exception("event not readable: %r", error, extra=where)
             is_enqueued = False
-        self.metrics.watch_line("passed" if is_enqueued else "dropped")
+        self.metrics.watch_event(
+            "TrainingJob" if is_job else "Pod", "passed" if is_enqueued else "dropped"
+        )
         return True
 
 

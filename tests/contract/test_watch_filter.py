@@ -409,7 +409,9 @@ async def test_process_serves_health_and_ends_in_order_on_sigterm(kube: Kube) ->
     kube.create(training_job(**IDLE))
     await operator.until("/metrics", 'ktrdr_reconcile_total{outcome="ok"}')
     kube.create(training_job("second", **IDLE))  # the first may have been listed
-    await operator.until("/metrics", 'ktrdr_watch_lines_total{outcome="passed"}')
+    await operator.until(
+        "/metrics", 'ktrdr_watch_events_total{kind="TrainingJob",outcome="passed"}'
+    )
     code, log = await operator.end()
     assert code == 0, log
     assert "stopped in order" in log
@@ -432,7 +434,7 @@ async def test_process_with_election_waits_for_the_lease_and_gives_it_up(kube: K
 async def test_process_whose_lease_was_taken_ends_non_zero(kube: Kube) -> None:
     election = {"KTRDR_LEADER_ELECTION": "true", "KTRDR_LEASE_NAMESPACE": kube.namespace}
     operator = await start_operator(kube.kubeconfig, kube.namespace, **election)
-    await operator.until("/metrics", "ktrdr_watch_lines_total")
+    await operator.until("/metrics", "ktrdr_watch_events_total")
     await operator.until("/metrics", 'leader_election_master_status{name="ktrdr-operator"} 1.0')
     kube.patch("lease", "ktrdr-operator", {"spec": {"holderIdentity": "thief"}})
     async with asyncio.timeout(15):

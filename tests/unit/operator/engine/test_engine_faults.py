@@ -213,8 +213,7 @@ async def test_reconcile_pod_that_its_events_explain_says_so_within_a_minute() -
     status = await turn(world, operator)
     assert status["waiting"]["reason"] == "PodNotReady"
     assert status["waiting"]["message"].startswith(words)
-    recorded = [operator.events._queue.get_nowait() for _ in range(operator.events._queue.qsize())]
-    assert [event["reason"] for event in recorded] == ["PodNotReady"]
+    assert [event["reason"] for event in operator.events.take_pending()] == ["PodNotReady"]
 
 
 async def test_reconcile_refused_status_is_written_without_foreign_parts() -> None:

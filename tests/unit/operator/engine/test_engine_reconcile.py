@@ -264,8 +264,7 @@ def count(world: World, method: str, kind: str) -> int:
 
 
 def recorded_events(operator: Operator) -> list[Raw]:
-    queue = operator.events._queue
-    return [queue.get_nowait() for _ in range(queue.qsize())]
+    return operator.events.take_pending()
 
 
 @pytest.mark.parametrize(

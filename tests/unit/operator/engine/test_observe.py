@@ -359,8 +359,7 @@ async def test_reconcile_end_of_a_job_is_told_in_an_event() -> None:
     world.step()
     operator.relist()
     await operator.work()
-    queue = operator.events._queue
-    told = [queue.get_nowait() for _ in range(queue.qsize())]
+    told = operator.events.take_pending()
     assert [event["reason"] for event in told] == ["Running", "Completed"]
     assert told[-1]["involvedObject"]["uid"] == world.job()["metadata"]["uid"]
 

@@ -118,7 +118,7 @@ async def test_watches_are_not_expected_to_be_alive_while_the_server_is_unreacha
         while not cluster.requests:
             await asyncio.sleep(0)
     clock.now = 2 * SILENCE_SECONDS
-    assert liveness.silent() == {}
+    assert liveness.overdue() == {}
     assert operator.watches.unpositioned == {TRAINING_JOBS.path(None), PODS.path(None)}
     watching.cancel()
     with suppress(asyncio.CancelledError):

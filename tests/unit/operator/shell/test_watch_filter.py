@@ -80,8 +80,13 @@ class Shell:
         return self.count("passed") > before
 
     def count(self, outcome: str) -> float:
-        labels = {"outcome": outcome}
-        return self.metrics.registry.get_sample_value("ktrdr_watch_lines_total", labels) or 0.0
+        return sum(
+            self.metrics.registry.get_sample_value(
+                "ktrdr_watch_events_total", {"kind": kind, "outcome": outcome}
+            )
+            or 0.0
+            for kind in ("TrainingJob", "Pod")
+        )
 
 
 @pytest.fixture
