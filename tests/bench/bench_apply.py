@@ -36,8 +36,10 @@ from bench.accounting import (
     CONTROLLERS,
     ETCD,
     IdleRate,
+    Requests,
     find_control_plane,
     is_write,
+    scrape,
 )
 from bench.apply_rounds import (
     BARE_PODS,
@@ -65,6 +67,8 @@ FAKE_NODES: Final = 50
 PODS_PER_NODE: Final = 110
 START_SECONDS: Final = 60.0
 FIRST_IDLE_SECONDS: Final = 10.0
+OTHER_WRITES_TOLERATED: Final = 0.3
+"""Per second: a controller may write a status now and then."""
 SCHEDULER_BURST: Final = 100
 SCHEDULER_PODS_PER_SECOND: Final = 50.0
 FLOOR_SLACK: Final = 1.25
@@ -85,6 +89,8 @@ class Outcome:
     rounds: dict[str, list[Round]]
     """By title of the kind."""
     idle: IdleRate
+    other_writes: float
+    """Writes of other clients while nothing was asked of the operator, per second."""
 
     def per_object(self, kind: str, of: Callable[[Round], Phase], what: str) -> float:
         """Median over the rounds of a column of the table, for one object."""
@@ -238,6 +244,11 @@ def report(outcome: Outcome) -> int:
         + ", ".join(f"{name} {outcome.idle.of(name):.3f}" for name in COMPONENTS)
         + " cores"
     )
+    if outcome.other_writes > OTHER_WRITES_TOLERATED:
+        print(
+            f"WARNING: other clients write {outcome.other_writes:.1f} objects per second to this "
+            "cluster; CPU and writes are too high, run it again on an otherwise idle cluster"
+        )
     print_costs(outcome)
     print_stages(outcome)
     print_requests(outcome)
@@ -268,7 +279,9 @@ async def bench(tools: Tools, namespace: str, given: argparse.Namespace, log: Pa
             plane = find_control_plane(tools.kubeconfig).with_operator(process.pid)
             found = Bench(cluster, plane, namespace, given.count)
             await asyncio.sleep(FIRST_IDLE_SECONDS)
+            requests = Requests.of(await scrape(cluster))
             await found.idle.sample(plane, FIRST_IDLE_SECONDS)
+            others = Requests.of(await scrape(cluster)).since(requests).writes()
             for turn in range(given.rounds):
                 pair = [BARE_PODS, OUR_JOBS] if turn % 2 == 0 else [OUR_JOBS, BARE_PODS]
                 for kind in [*pair, *([BATCH_JOBS] if turn < given.job_rounds else [])]:
@@ -276,7 +289,7 @@ async def bench(tools: Tools, namespace: str, given: argparse.Namespace, log: Pa
                     rounds.setdefault(kind.title, []).append(await found.round(kind))
     finally:
         await cluster.close()
-    return Outcome(given.count, rounds, found.idle)
+    return Outcome(given.count, rounds, found.idle, others / FIRST_IDLE_SECONDS)
 
 
 def note(text: str) -> None:
