@@ -78,8 +78,8 @@ class PodView:
     started: datetime | None
     """When the trainer container started, while it runs."""
     termination: Termination | None
-    others_running: bool
-    """Whether a container other than the trainer, such as a sidecar, runs."""
+    others_alive: bool
+    """Whether a container other than the trainer, such as a sidecar, has not ended."""
     wait_reason: WaitReason | None
 
     @property
@@ -99,7 +99,7 @@ class PodView:
         Not by the phase: the kubelet reports Running for a moment after the last container ended.
         """
         over = self.gone or self.deleting or self.phase in ("Succeeded", "Failed")
-        return self.termination is not None and self.others_running and not over
+        return self.termination is not None and self.others_alive and not over
 
     @property
     def never_started(self) -> bool:

@@ -177,7 +177,7 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
         # A container that runs has started, whatever time its node says.
         started=_time(running.get("startedAt")) or created if running is not None else None,
         termination=termination,
-        others_running=_others_running(status),
+        others_alive=_others_alive(status),
         wait_reason=None,
     )
     if running is not None or view.ended:
@@ -212,13 +212,15 @@ def _trainer_state(status: Raw) -> Raw:
     return {}
 
 
-def _others_running(status: Raw) -> bool:
-    containers = (*status.get("containerStatuses", []), *status.get("initContainerStatuses", []))
-    return any(
-        "running" in container.get("state", {})
-        for container in containers
+def _others_alive(status: Raw) -> bool:
+    """Of the init containers only sidecars run beside the trainer."""
+    states = [
+        container.get("state", {})
+        for container in status.get("containerStatuses", [])
         if container["name"] != names.TRAINER_CONTAINER
-    )
+    ]
+    sidecars = [c.get("state", {}) for c in status.get("initContainerStatuses", [])]
+    return any("terminated" not in s for s in states) or any("running" in s for s in sidecars)
 
 
 def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:

@@ -24,6 +24,7 @@ from engine_builders import (
     running_pod,
     snapshot,
     succeeded_pod,
+    with_sidecar,
 )
 from ktrdr_api.conditions import ConditionType as C
 from ktrdr_api.run_contract import Outcome
@@ -114,13 +115,6 @@ def test_decide_columns_of_a_job_that_has_finished_do_not_look_alive(
     }
     assert found.estimated_remaining_seconds is None
     assert (found.current_epoch, found.current_batch) == (4, 17)
-
-
-def with_sidecar(pod: Raw) -> Raw:
-    """The same pod beside a container that still runs."""
-    running = {"name": "sidecar", "state": {"running": {"startedAt": ago(100)}}}
-    pod["status"]["containerStatuses"].append(running)
-    return pod
 
 
 def test_decide_pod_whose_only_container_has_ended_is_left_for_its_logs() -> None:
