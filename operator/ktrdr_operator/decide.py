@@ -98,8 +98,8 @@ def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime)
     )
     if is_true(status, C.FINISHED):
         status = status.model_copy(update={"progress": _final_progress(status)})
-        requeue = 0.0  # for its time to live, and for a pod that lingers
-    elif any(pod.lingers for pod in snapshot.pods):
+        requeue = None if job.spec.ttl_seconds_after_finished is None else 0.0
+    if any(pod.lingers for pod in snapshot.pods):
         requeue = min(LINGER_SECONDS, requeue if requeue is not None else LINGER_SECONDS)
     if snapshot.status_refused:
         status = _minimal_status(status, snapshot.status_refused)
