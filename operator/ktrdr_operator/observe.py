@@ -22,7 +22,7 @@ from ktrdr_operator.views import Raw, view_job
 
 EVENTS_AFTER_SECONDS: Final = 5.0
 """Age from which the Events of a pod are read: most pods have started by then."""
-FRESH_SECONDS: Final = 5.0
+FRESH_SECONDS: Final = 30.0
 """A job that was received longer ago is read again before a start that no status write precedes."""
 
 
