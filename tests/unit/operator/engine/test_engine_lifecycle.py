@@ -252,3 +252,13 @@ def test_decide_pod_that_does_not_end_names_the_node_and_the_remedy(situation: S
     assert "node.kubernetes.io/out-of-service" in message
     assert "kubectl delete pod fx-1-0 -n ns --force" in message
     assert found.start is None
+
+
+def test_decide_pod_that_does_not_end_is_reported_soon_after_the_last_write() -> None:
+    state = recorded(1, C.RUNNING)
+    state["waiting"] = {"reason": "Terminating", "message": "has until", "since": ago(6)}
+    situation = snapshot(job_raw(status=state), running_pod(deleting=-1))
+    found = status(plan(replace(situation, seconds_since_write=6.0))).waiting
+    assert found is not None
+    assert "kubectl delete pod fx-1-0 -n ns --force" in found.message
+    assert found.since == ago(6)
