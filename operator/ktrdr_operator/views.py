@@ -213,14 +213,12 @@ def _trainer_state(status: Raw) -> Raw:
 
 
 def _others_alive(status: Raw) -> bool:
-    """Of the init containers only sidecars run beside the trainer."""
-    states = [
-        container.get("state", {})
+    """Init containers do not count: the kubelet stops sidecars among them after the trainer."""
+    return any(
+        "terminated" not in container.get("state", {})
         for container in status.get("containerStatuses", [])
         if container["name"] != names.TRAINER_CONTAINER
-    ]
-    sidecars = [c.get("state", {}) for c in status.get("initContainerStatuses", [])]
-    return any("terminated" not in s for s in states) or any("running" in s for s in sidecars)
+    )
 
 
 def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:

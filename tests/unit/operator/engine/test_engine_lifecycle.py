@@ -143,6 +143,20 @@ def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_between_attempts() -
     assert [d.name for d in plan(later).deletions] == ["fx-1-0"]
 
 
+def test_decide_pod_whose_native_sidecar_still_stops_is_left_for_its_logs() -> None:
+    """The kubelet stops such a sidecar as soon as the trainer has ended, and the pod ends too."""
+    pod = ended_pod(1, phase="Running")
+    pod["spec"]["initContainers"] = [{"name": "proxy", "restartPolicy": "Always"}]
+    running = {"running": {"startedAt": ago(100)}}
+    pod["status"]["initContainerStatuses"] = [{"name": "proxy", "state": running, "started": True}]
+    first = snapshot(job_raw(status=recorded(1, C.RUNNING), backoffLimit=0), pod)
+    found = plan(first)
+    assert "see kubectl logs fx-1-0" in status(found).message
+    assert first.job is not None
+    later = replace(first, job=replace(first.job, status=status(found)))
+    assert plan(later).deletions == ()
+
+
 @pytest.mark.parametrize(
     ("finalizers", "want"),
     [([], ["fx-1-0"]), (["foregroundDeletion"], ["fx-1-0"]), (["orphan"], [])],
