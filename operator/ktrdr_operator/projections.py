@@ -13,7 +13,7 @@ import orjson
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType
 from ktrdr_operator.snapshot import PodView
-from ktrdr_operator.views import Raw, view_pod
+from ktrdr_operator.views import Raw, training_job_owner, view_pod
 
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _DROPPED_METADATA: Final = frozenset({"managedFields", "resourceVersion"})
@@ -42,9 +42,13 @@ def job_key(raw: Raw) -> JobKey:
 
 
 def owner_key(pod: Raw) -> JobKey | None:
-    """Key of the TrainingJob that a pod's label names; None for a pod without the label."""
+    """Key of the TrainingJob that controls a pod, whatever its label says: labels can be changed.
+
+    Of a pod of another owner, the key that its label names; None when it has no label either.
+    """
     metadata = pod["metadata"]
-    job = metadata.get("labels", {}).get(names.LABEL_JOB)
+    owner = training_job_owner(metadata)
+    job = owner["name"] if owner is not None else metadata.get("labels", {}).get(names.LABEL_JOB)
     return JobKey(intern(metadata["namespace"]), job) if job else None
 
 
@@ -101,7 +105,7 @@ class KnownPod:
     view: PodView
     version: int
     job: JobKey
-    """The TrainingJob whose label it has, or had."""
+    """The TrainingJob that controls it, otherwise the one whose label it has, or had."""
     is_over: bool
     """Phase Succeeded or Failed: no process of it can run any more."""
 
