@@ -175,8 +175,8 @@ class Reconciler:
                 raise
             self._record(key, job, replace(plan, start=None))
             observed = await self.observer.observe(key)
-            if observed.job is None:
-                return Plan()
+            if observed.job is None or observed.job.uid != job.uid:
+                return Plan(requeue_seconds=0.0)  # a successor is not to blame for this failure
             failed = replace(observed, create_failure=failure)
             return await self._apply(key, failed, decide(failed, self.now(), self.limits))
         self._count_attempt(job, start.attempt)

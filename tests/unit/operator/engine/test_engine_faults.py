@@ -18,6 +18,7 @@ from ktrdr_client.cluster import (
     ApiError,
     Forbidden,
     Invalid,
+    Resource,
 )
 from ktrdr_client.testing import Request
 from ktrdr_operator.store import JobKey
@@ -330,6 +331,31 @@ async def live_vanished(world: World) -> None:
         await turn(world, ahead)
         world.step()
     assert world.status()["attempt"] == 2
+
+
+async def test_reconcile_failed_create_is_not_put_on_a_job_created_meanwhile() -> None:
+    """The user deletes the job and applies a corrected one while the pod is being created."""
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    operator.relist()
+    create = world.cluster.create
+
+    async def refuse(resource: Resource, obj: Raw) -> Raw:
+        if resource != PODS:
+            return await create(resource, obj)
+        world.cluster.create = create  # type: ignore[method-assign] # only once
+        world.delete_job()
+        world.submit()
+        operator.relist()
+        raise Invalid(422, "Invalid", 'Pod "fx-1-0" is invalid: spec.nodeSelector: a b')
+
+    world.cluster.create = refuse  # type: ignore[method-assign] # as above
+    await operator.work()
+    assert world.status()["observedGeneration"] == -1
+    assert KEY in operator.queue._due
+    await turn(world, operator)
+    assert world.alive() == ["fx-1-0"]
 
 
 async def test_reconcile_forgets_the_backoff_of_a_key_after_a_success() -> None:
