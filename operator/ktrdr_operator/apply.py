@@ -60,16 +60,19 @@ class Applier:
         pod = await self.pods.start_attempt(job, start, note)
         self.store.put_created_pod(JobKey(job.namespace, job.name), pod)
 
-    async def expire(self, job: JobView) -> None:
-        """Delete a TrainingJob whose time to live is over, unless it has changed meanwhile.
+    async def expire(self, job: JobView) -> bool:
+        """Delete a TrainingJob whose time to live is over.
+
+        Returns:
+            False when it has changed since it was observed, for example its time to live, or does
+            not exist any more: observe again.
 
         Raises:
-            Conflict: It has changed; observing again is safe.
             ApiError: The API server refused or did not answer.
         """
-        version = self.store.jobs[JobKey(job.namespace, job.name)].version
-        await self.cluster.delete(
-            TRAINING_JOBS, job.namespace, job.name, uid=job.uid, resource_version=str(version)
+        version = job.resource_version
+        return await self.cluster.delete(
+            TRAINING_JOBS, job.namespace, job.name, uid=job.uid, resource_version=version
         )
 
     async def write_status(self, job: JobView, plan: Plan) -> bool:

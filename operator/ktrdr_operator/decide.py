@@ -125,6 +125,8 @@ def _finished(
     if now < due:
         return replace(plan, requeue_seconds=(due - now).total_seconds())
     status = job.status
+    if plan.status != status:
+        return replace(plan, requeue_seconds=0.0)  # the deletion names the version decided on
     words = f"ttlSecondsAfterFinished ({ttl} s) is over, deleting; {status.phase}: {status.message}"
     event = PlannedEvent("Normal", Reason.EXPIRED.value, words)
     return replace(plan, expire=True, events=(event,))

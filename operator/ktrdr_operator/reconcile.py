@@ -204,12 +204,11 @@ class Reconciler:
         for event in plan.events:
             await self.events.post_now(_reference(job), event.kind, event.reason, event.message)
             log.info("%s: %s", event.reason, event.message, extra=_where(key, job))
-        try:
-            await self.applier.expire(job)
-        except (NotFound, Conflict):
-            await self._refresh(key)
-            raise
-        self.metrics.job_expired()
+        if await self.applier.expire(job):
+            self.metrics.job_expired()
+            return
+        await self._refresh(key)
+        self.queue.add_after(key, 0.0)
 
     def _record(self, key: JobKey, job: JobView, plan: Plan) -> None:
         """Events and metrics, after the status that they are about is written."""

@@ -1,6 +1,7 @@
 """Faults around one TrainingJob: what the user reads, what it costs, and that it recovers."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -310,6 +311,53 @@ async def test_reconcile_expiry_spares_a_job_that_changed_meanwhile() -> None:
     await operator.work()
     await operator.work()
     assert world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is not None
+
+
+async def expiring(meanwhile: Callable[[World, Operator], None]) -> tuple[World, Operator]:
+    """A job whose time to live is over; `meanwhile` happens while the last Event is posted."""
+    world = World()
+    world.submit(ttlSecondsAfterFinished=60)
+    operator = Operator(world)
+    await live(world, operator)
+    world.wait(70)
+    operator.relist()
+    create = world.cluster.create
+
+    async def post(resource: Resource, obj: Raw) -> Raw:
+        if obj.get("reason") == "Expired":
+            world.cluster.create = create  # type: ignore[method-assign] # only once
+            meanwhile(world, operator)
+        return await create(resource, obj)
+
+    world.cluster.create = post  # type: ignore[method-assign] # as above
+    await operator.work()
+    return world, operator
+
+
+async def test_reconcile_expiry_spares_a_job_whose_time_to_live_is_raised_at_the_last_moment() -> (
+    None
+):
+    def raise_ttl(world: World, operator: Operator) -> None:
+        raw = world.job()
+        raw["spec"]["ttlSecondsAfterFinished"] = 3600
+        world._put(TRAINING_JOBS, raw)
+        operator.store.put_job(world.job())
+
+    world, operator = await expiring(raise_ttl)
+    assert world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is not None
+    await operator.work()
+    assert world.status()["observedGeneration"] == 2
+    assert world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is not None
+
+
+async def test_reconcile_expiry_of_a_job_deleted_at_the_last_moment_is_no_failure() -> None:
+    def delete(world: World, operator: Operator) -> None:
+        raw = world.job()
+        world.delete_job()
+        operator.store.drop_job(KEY, raw["metadata"]["uid"])
+
+    _, operator = await expiring(delete)
+    assert operator.queue.failures(KEY) == 0
 
 
 async def test_reconcile_first_start_decided_on_an_old_state_is_asked_about() -> None:
