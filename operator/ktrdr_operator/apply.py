@@ -26,8 +26,8 @@ class Applier:
     clock: Callable[[], float]
     """Monotonic seconds."""
 
-    async def apply(self, namespace: str, job: JobView | None, plan: Plan) -> None:
-        """Carry out one plan, except for its start and its expiry.
+    async def apply_status(self, namespace: str, job: JobView | None, plan: Plan) -> None:
+        """Write the status of a plan.
 
         Pods are deleted even if the status cannot be written, unless it was decided on an old
         state: a status that the server refuses must not keep pods alive.
@@ -41,11 +41,15 @@ class Applier:
         except (Conflict, NotFound):
             raise
         except ApiError:
-            await self._delete_pods(namespace, plan)
+            await self.delete_pods(namespace, plan)
             raise
-        await self._delete_pods(namespace, plan)
 
-    async def _delete_pods(self, namespace: str, plan: Plan) -> None:
+    async def delete_pods(self, namespace: str, plan: Plan) -> None:
+        """Delete the pods that a plan names.
+
+        Raises:
+            ApiError: The API server refused or did not answer; observing again is safe.
+        """
         if plan.deletions:
             await self.pods.stop(namespace, plan.deletions)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine_builders import JOB, NAMESPACE, STRATEGY, Raw, job_raw, pod_raw
+from engine_builders import JOB, NAMESPACE, STRATEGY, Raw, job_raw, pod_raw, waiting_pod
 from engine_world import KEY, Operator, World, live
 from ktrdr_api import names
 from ktrdr_client.cluster import (
@@ -248,6 +248,25 @@ async def test_reconcile_status_that_cannot_be_written_keeps_no_pod_alive() -> N
         world.cluster.fail_next("apply", error, resource=TRAINING_JOBS, nth=nth)
     await turn(world, operator)
     assert ("delete", "Pod") in requests(world, 0)
+
+
+async def test_reconcile_transition_is_told_although_a_pod_cannot_be_deleted() -> None:
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    await turn(world, operator)
+    pod = waiting_pod("ImagePullBackOff", "Back-off pulling image")
+    pod["metadata"] = world.pods()[0]["metadata"]
+    world._put(PODS, pod)
+    await turn(world, operator, 301)
+    world.cluster.fail_next("delete", ApiError(500, "InternalError", "x"), resource=PODS)
+    for _ in range(3):
+        await turn(world, operator)
+    assert world.status()["phase"] == "Failed"
+    told = [event["message"] for event in operator.events.take_pending()]
+    assert [("tried for 300 s" in words) for words in told] == [False, True]
+    deletes = [r for r in world.cluster.requests if (r.method, r.kind) == ("delete", "Pod")]
+    assert len(deletes) == 2
 
 
 async def test_reconcile_field_that_another_manager_owns_as_well_is_removed() -> None:
