@@ -133,9 +133,10 @@ def _finished(
 
 
 def _finish_time(job: JobView) -> datetime:
-    """Completion, or when the condition became True: the receipt of a cancel may name no time."""
-    if job.status.completion_time is not None:
-        return parse_timestamp(job.status.completion_time)
+    """When condition Finished became True: by our clock, as `now` is.
+
+    `completionTime` may be the time of a node, whose clock may be hours off.
+    """
     condition = next(c for c in job.status.conditions if c.type == C.FINISHED)
     return parse_timestamp(condition.last_transition_time)
 

@@ -82,7 +82,7 @@ class KnownJob:
     report_period_seconds: int | None = None
     """`status.reportPeriodSeconds`: the report interval that its trainer has been told."""
     finished_time: str = ""
-    """`status.completionTime` of a finished job."""
+    """When condition Finished became True, by the operator's clock; empty before."""
     ttl_seconds: int | None = None
     """`spec.ttlSecondsAfterFinished`."""
     is_settled: bool = False
@@ -115,9 +115,13 @@ class KnownPod:
         return self.view.uid
 
 
-def _is_true(status: Raw, condition: str) -> bool:
-    conditions = status.get("conditions") or ()
-    return any(c.get("type") == condition and c.get("status") == "True" for c in conditions)
+def _finished_condition(status: Raw) -> Raw | None:
+    """Condition Finished, where it is True."""
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == ConditionType.FINISHED and condition.get("status") == "True":
+            found: Raw = condition
+            return found
+    return None
 
 
 def _body(raw: Raw) -> bytes:
@@ -160,7 +164,8 @@ def known_job(
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     ttl, period = spec.get("ttlSecondsAfterFinished"), status.get("reportPeriodSeconds")
     generation = metadata.get("generation", 0)
-    is_finished = _is_true(status, ConditionType.FINISHED)
+    finished = _finished_condition(status)
+    is_finished = finished is not None
     is_deleting = "deletionTimestamp" in metadata
     is_settled = is_finished and status.get("observedGeneration") == generation and not is_deleting
     has_body = keep_body or not is_settled
@@ -178,7 +183,7 @@ def known_job(
         attempt=status.get("attempt") or 0,
         is_waiting="waiting" in status,
         report_period_seconds=period if isinstance(period, int) else None,
-        finished_time=str(status.get("completionTime") or "") if is_finished else "",
+        finished_time=str((finished or {}).get("lastTransitionTime") or ""),
         ttl_seconds=ttl if isinstance(ttl, int) else None,
         is_settled=is_settled,
     )

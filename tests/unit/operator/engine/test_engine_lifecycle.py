@@ -49,6 +49,8 @@ def status(found: Plan) -> TrainingJobStatus:
 def finished(ended: float = 100, **spec: Any) -> Raw:
     """A TrainingJob that succeeded so many seconds ago."""
     state = recorded(1, *SUCCEEDED, **ENDED_FIELDS, completionTime=ago(ended))
+    for condition in state["conditions"]:
+        condition["lastTransitionTime"] = ago(ended)
     return job_raw(status={**state, "attemptState": "Ended"}, **spec)
 
 
@@ -62,6 +64,15 @@ def test_decide_finished_job_is_deleted_when_its_time_to_live_is_over(
     spec = {} if ttl is None else {"ttlSecondsAfterFinished": ttl}
     found = plan(snapshot(finished(100, **spec), succeeded_pod()))
     assert (found.expire, found.requeue_seconds) == want
+
+
+@pytest.mark.parametrize("ahead", [-7200, 7200], ids=["node is behind", "node is ahead"])
+def test_decide_time_to_live_does_not_depend_on_the_clock_of_the_node(ahead: float) -> None:
+    pod = succeeded_pod(finished=ago(-ahead))
+    first = snapshot(job_raw(status=recorded(1, C.RUNNING), ttlSecondsAfterFinished=3600), pod)
+    assert first.job is not None
+    later = replace(first, job=replace(first.job, status=status(plan(first))))
+    assert (plan(later).expire, plan(later).requeue_seconds) == (False, 3600.0)
 
 
 def test_decide_expiry_tells_the_result_for_the_last_time() -> None:
