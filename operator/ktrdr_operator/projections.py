@@ -13,7 +13,7 @@ import orjson
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType
 from ktrdr_operator.snapshot import PodView
-from ktrdr_operator.views import Raw, view_pod
+from ktrdr_operator.views import Raw, training_job_owner, view_pod
 
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _DROPPED_METADATA: Final = frozenset({"managedFields", "resourceVersion"})
@@ -42,9 +42,13 @@ def job_key(raw: Raw) -> JobKey:
 
 
 def owner_key(pod: Raw) -> JobKey | None:
-    """Key of the TrainingJob that a pod's label names; None for a pod without the label."""
+    """Key of the TrainingJob that controls a pod, whatever its label says: labels can be changed.
+
+    Of a pod of another owner, the key that its label names; None when it has no label either.
+    """
     metadata = pod["metadata"]
-    job = metadata.get("labels", {}).get(names.LABEL_JOB)
+    owner = training_job_owner(metadata)
+    job = owner["name"] if owner is not None else metadata.get("labels", {}).get(names.LABEL_JOB)
     return JobKey(intern(metadata["namespace"]), job) if job else None
 
 
@@ -78,7 +82,7 @@ class KnownJob:
     report_period_seconds: int | None = None
     """`status.reportPeriodSeconds`: the report interval that its trainer has been told."""
     finished_time: str = ""
-    """`status.completionTime` of a finished job."""
+    """When condition Finished became True, by the operator's clock; empty before."""
     ttl_seconds: int | None = None
     """`spec.ttlSecondsAfterFinished`."""
     is_settled: bool = False
@@ -101,7 +105,7 @@ class KnownPod:
     view: PodView
     version: int
     job: JobKey
-    """The TrainingJob whose label it has, or had."""
+    """The TrainingJob that controls it, otherwise the one whose label it has, or had."""
     is_over: bool
     """Phase Succeeded or Failed: no process of it can run any more."""
 
@@ -111,9 +115,13 @@ class KnownPod:
         return self.view.uid
 
 
-def _is_true(status: Raw, condition: str) -> bool:
-    conditions = status.get("conditions") or ()
-    return any(c.get("type") == condition and c.get("status") == "True" for c in conditions)
+def _finished_condition(status: Raw) -> Raw | None:
+    """Condition Finished, where it is True."""
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == ConditionType.FINISHED and condition.get("status") == "True":
+            found: Raw = condition
+            return found
+    return None
 
 
 def _body(raw: Raw) -> bytes:
@@ -156,7 +164,8 @@ def known_job(
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     ttl, period = spec.get("ttlSecondsAfterFinished"), status.get("reportPeriodSeconds")
     generation = metadata.get("generation", 0)
-    is_finished = _is_true(status, ConditionType.FINISHED)
+    finished = _finished_condition(status)
+    is_finished = finished is not None
     is_deleting = "deletionTimestamp" in metadata
     is_settled = is_finished and status.get("observedGeneration") == generation and not is_deleting
     has_body = keep_body or not is_settled
@@ -174,7 +183,7 @@ def known_job(
         attempt=status.get("attempt") or 0,
         is_waiting="waiting" in status,
         report_period_seconds=period if isinstance(period, int) else None,
-        finished_time=str(status.get("completionTime") or "") if is_finished else "",
+        finished_time=str((finished or {}).get("lastTransitionTime") or ""),
         ttl_seconds=ttl if isinstance(ttl, int) else None,
         is_settled=is_settled,
     )

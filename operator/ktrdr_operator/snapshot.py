@@ -79,7 +79,7 @@ class PodView:
     """When the trainer container started, while it runs."""
     termination: Termination | None
     others_alive: bool
-    """Whether a container other than the trainer, such as a sidecar, has not ended."""
+    """Whether a container other than the trainer, init containers excluded, has not ended."""
     wait_reason: WaitReason | None
 
     @property

@@ -48,13 +48,20 @@ def _is_control(character: str) -> bool:
     return character != "\n" and (category in ("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
-def training_job_uid(metadata: Raw) -> str:
-    """UID of the TrainingJob that controls an object; empty for another owner's object."""
+def training_job_owner(metadata: Raw) -> Raw | None:
+    """Reference to the TrainingJob that controls an object; None for another owner's object."""
     for owner in metadata.get("ownerReferences", []):
         group = owner["apiVersion"].partition("/")[0]
         if owner.get("controller") and (group, owner["kind"]) == (names.GROUP, names.KIND):
-            return str(owner["uid"])
-    return ""
+            found: Raw = owner
+            return found
+    return None
+
+
+def training_job_uid(metadata: Raw) -> str:
+    """UID of the TrainingJob that controls an object; empty for another owner's object."""
+    owner = training_job_owner(metadata)
+    return str(owner["uid"]) if owner is not None else ""
 
 
 def view_job(raw: Raw) -> JobView:
@@ -213,14 +220,12 @@ def _trainer_state(status: Raw) -> Raw:
 
 
 def _others_alive(status: Raw) -> bool:
-    """Of the init containers only sidecars run beside the trainer."""
-    states = [
-        container.get("state", {})
+    """Init containers do not count: the kubelet stops sidecars among them after the trainer."""
+    return any(
+        "terminated" not in container.get("state", {})
         for container in status.get("containerStatuses", [])
         if container["name"] != names.TRAINER_CONTAINER
-    ]
-    sidecars = [c.get("state", {}) for c in status.get("initContainerStatuses", [])]
-    return any("terminated" not in s for s in states) or any("running" in s for s in sidecars)
+    )
 
 
 def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:

@@ -49,6 +49,8 @@ def status(found: Plan) -> TrainingJobStatus:
 def finished(ended: float = 100, **spec: Any) -> Raw:
     """A TrainingJob that succeeded so many seconds ago."""
     state = recorded(1, *SUCCEEDED, **ENDED_FIELDS, completionTime=ago(ended))
+    for condition in state["conditions"]:
+        condition["lastTransitionTime"] = ago(ended)
     return job_raw(status={**state, "attemptState": "Ended"}, **spec)
 
 
@@ -62,6 +64,15 @@ def test_decide_finished_job_is_deleted_when_its_time_to_live_is_over(
     spec = {} if ttl is None else {"ttlSecondsAfterFinished": ttl}
     found = plan(snapshot(finished(100, **spec), succeeded_pod()))
     assert (found.expire, found.requeue_seconds) == want
+
+
+@pytest.mark.parametrize("ahead", [-7200, 7200], ids=["node is behind", "node is ahead"])
+def test_decide_time_to_live_does_not_depend_on_the_clock_of_the_node(ahead: float) -> None:
+    pod = succeeded_pod(finished=ago(-ahead))
+    first = snapshot(job_raw(status=recorded(1, C.RUNNING), ttlSecondsAfterFinished=3600), pod)
+    assert first.job is not None
+    later = replace(first, job=replace(first.job, status=status(plan(first))))
+    assert (plan(later).expire, plan(later).requeue_seconds) == (False, 3600.0)
 
 
 def test_decide_expiry_tells_the_result_for_the_last_time() -> None:
@@ -141,6 +152,20 @@ def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_between_attempts() -
     assert first.job is not None
     later = replace(first, job=replace(first.job, status=status(found)))
     assert [d.name for d in plan(later).deletions] == ["fx-1-0"]
+
+
+def test_decide_pod_whose_native_sidecar_still_stops_is_left_for_its_logs() -> None:
+    """The kubelet stops such a sidecar as soon as the trainer has ended, and the pod ends too."""
+    pod = ended_pod(1, phase="Running")
+    pod["spec"]["initContainers"] = [{"name": "proxy", "restartPolicy": "Always"}]
+    running = {"running": {"startedAt": ago(100)}}
+    pod["status"]["initContainerStatuses"] = [{"name": "proxy", "state": running, "started": True}]
+    first = snapshot(job_raw(status=recorded(1, C.RUNNING), backoffLimit=0), pod)
+    found = plan(first)
+    assert "see kubectl logs fx-1-0" in status(found).message
+    assert first.job is not None
+    later = replace(first, job=replace(first.job, status=status(found)))
+    assert plan(later).deletions == ()
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,10 @@ def test_intake_pod_enqueues_its_job(
     assert queue.take() == [want]
 
 
-def test_intake_pod_without_label_is_ignored(intake: Intake, queue: RecordingQueue) -> None:
-    assert not intake.take_pod("ADDED", pod(labels={}))
+def test_intake_pod_without_label_and_owner_is_ignored(
+    intake: Intake, queue: RecordingQueue
+) -> None:
+    assert not intake.take_pod("ADDED", pod(labels={}, ownerReferences=[]))
     assert queue.take() == []
 
 

@@ -38,8 +38,9 @@ def finished(name: str, **spec: object) -> Raw:
     status = {
         "phase": "Succeeded",
         "observedGeneration": 1,
-        "completionTime": "2026-01-01T11:59:00Z",
-        "conditions": [{"type": "Finished", "status": "True"}],
+        "conditions": [
+            {"type": "Finished", "status": "True", "lastTransitionTime": "2026-01-01T11:59:00Z"}
+        ],
     }
     return job(name, spec=spec, status=status)
 

@@ -69,10 +69,14 @@ def test_store_finished_and_settled_job_is_kept_without_body_and_pods(store: Sto
     store.put_pod(at(2, pod_raw(2)))
     store.drop_pod(at(9, pod_raw(3)))
     assert len(names_of(store)) == 3
-    store.put_own_write(job(2, status={**FINISHED, "completionTime": "t"}))
+    store.put_own_write(job(2, status=FINISHED))
     known = store.jobs[KEY]
     assert (known.is_settled, known.body, known.progress) == (True, b"", b"")
-    assert (known.phase, known.is_finished, known.finished_time) == ("Succeeded", True, "t")
+    assert (known.phase, known.is_finished, known.finished_time) == (
+        "Succeeded",
+        True,
+        FINISHED["conditions"][-1]["lastTransitionTime"],
+    )
     assert store.job_raw(KEY) is None
     assert names_of(store) == [("fx-2-0", False)], "a pod that may run has to be deleted"
     assert not store.put_pod(at(3, ended_pod(0)))
