@@ -1,7 +1,7 @@
-"""Projections: what the store keeps of a TrainingJob and of a pod, instead of parsed JSON.
+"""Projections: the fields of TrainingJobs and pods that the store keeps instead of parsed JSON.
 
 A TrainingJob and its pod are 96 kB as Python dicts with managedFields, 48 kB without (measured),
-and 2 to 6 kB as kept here. Pure; used by `store`, which everybody else imports these names from.
+and 2 to 6 kB as kept here. Pure; used by `store`, from which other modules import these names.
 """
 
 from dataclasses import dataclass, replace
@@ -54,7 +54,7 @@ def owner_key(pod: Raw) -> JobKey | None:
 
 @dataclass(frozen=True, slots=True)
 class KnownJob:
-    """One TrainingJob: one record, one version. Replaced as a whole, never changed in place."""
+    """Record of one TrainingJob, in one version. Replaced as a whole, never changed in place."""
 
     uid: str
     version: int
@@ -78,7 +78,7 @@ class KnownJob:
     attempt: int = 0
     """`status.attempt`."""
     is_waiting: bool = False
-    """Whether status.waiting is present: nothing of it runs or is about to."""
+    """Whether status.waiting is present: no trainer runs or is about to."""
     report_period_seconds: int | None = None
     """`status.reportPeriodSeconds`: the report interval that its trainer has been told."""
     finished_time: str = ""
@@ -86,8 +86,8 @@ class KnownJob:
     ttl_seconds: int | None = None
     """`spec.ttlSecondsAfterFinished`."""
     is_settled: bool = False
-    """Finished, `status.observedGeneration` is the generation, and no user has deleted it: nothing
-    is left to do for it, except to delete it when its TTL is over."""
+    """Finished, `status.observedGeneration` is the generation, and no user has deleted it: only its
+    deletion when its TTL is over is left to do."""
 
     def decode(self) -> Raw:
         """Decode the body, with the latest version and progress."""
@@ -107,7 +107,7 @@ class KnownPod:
     job: JobKey
     """The TrainingJob that controls it, otherwise the one whose label it has, or had."""
     is_over: bool
-    """Phase Succeeded or Failed: no process of it can run any more."""
+    """Phase Succeeded or Failed: none of its processes can run."""
 
     @property
     def uid(self) -> str:
@@ -125,7 +125,7 @@ def _finished_condition(status: Raw) -> Raw | None:
 
 
 def _body(raw: Raw) -> bytes:
-    """JSON of all that a decision may depend on, except progress; equal when all that is equal."""
+    """JSON of everything a decision may depend on, except progress; comparable as bytes."""
     metadata = {k: v for k, v in raw["metadata"].items() if k not in _DROPPED_METADATA}
     annotations = metadata.get("annotations")
     if annotations and LAST_APPLIED in annotations:
@@ -153,13 +153,13 @@ def is_decisive_progress(before: bytes, now: bytes) -> bool:
 def known_job(
     raw: Raw, *, size_bytes: int, reported_at: float, keep_body: bool = False
 ) -> KnownJob:
-    """Project a TrainingJob; it need not be valid, only an object with metadata.
+    """Project a TrainingJob; it may be invalid but must have metadata.
 
     Args:
         raw: the object.
         size_bytes: its size as the API server stores it; 0 measures it.
         reported_at: monotonic seconds of the latest progress.
-        keep_body: whether to keep the body of a settled job, too.
+        keep_body: whether to keep the body even if the job is settled.
     """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     ttl, period = spec.get("ttlSecondsAfterFinished"), status.get("reportPeriodSeconds")
@@ -200,5 +200,5 @@ def known_pod(key: JobKey, raw: Raw) -> KnownPod:
 
 
 def pod_essence(view: PodView) -> PodView:
-    """Leave out the node while a pod waits: no decision asks where."""
+    """Leave out the node while a pod waits: no decision depends on it. `essence` is kopf's word."""
     return view if view.started or view.ended else replace(view, node=None)

@@ -16,11 +16,11 @@ from ktrdr_api import names
 from ktrdr_operator.leader import LEASE_NAME
 
 PREFIX: Final = "KTRDR_"
-"""Prefix of every environment variable of the operator."""
+"""Prefix of all environment variables of the operator."""
 NONE: Final = "none"
 """Value of a numeric setting that leaves the choice to the cluster."""
 _SHOWN_CHARACTERS: Final = 100
-"""Length at which a wrong value is cut in an error message."""
+"""Length at which an invalid value is cut in an error message."""
 
 _NAME: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -38,7 +38,7 @@ _RESERVED_KEYS: Final = frozenset(
 
 
 def _split(value: object) -> object:
-    """Parse a comma-separated list; duplicates and blanks around commas do not count."""
+    """Parse a comma-separated list; duplicates and blanks around commas are ignored."""
     if not isinstance(value, str):
         return value
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
@@ -104,17 +104,18 @@ _Id = BeforeValidator(_parse_id)
 
 
 class Settings(BaseSettings):
-    """What can be set from outside; a wrong value ends the process, see `describe_problems`."""
+    """Settings of the operator; an invalid value ends the process, see `describe_problems`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
     )
 
     trainer_image: Annotated[str, Field(min_length=1, max_length=512)]
-    """Image of trainer pods whose TrainingJob names none. No default: it must fit this operator."""
+    """Image of trainer pods whose TrainingJob names none. No default: it must have the version of
+    this operator."""
     trainer_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    """When the kubelet pulls the image, for TrainingJobs that do not say. IfNotPresent, because the
-    image is large."""
+    """When the kubelet pulls the image of TrainingJobs without imagePullPolicy. IfNotPresent,
+    because the image is large."""
     trainer_image_pull_secrets: Annotated[tuple[Name, ...], *_List] = ()
     """Secrets with registry credentials for every trainer pod, in addition to those of its
     TrainingJob. They must exist in the namespace of the TrainingJob."""
@@ -126,8 +127,8 @@ class Settings(BaseSettings):
         "kueue.x-k8s.io/queue-name",
         "kueue.x-k8s.io/priority-class",
     )
-    """Keys of labels that trainer pods inherit from their TrainingJob. By default those that Kueue
-    reads; all others are not copied, because other controllers may act on them."""
+    """Keys of labels that trainer pods inherit from their TrainingJob. By default the keys that
+    Kueue reads; no others, because other controllers may act on them."""
     trainer_inherited_annotations: Annotated[tuple[Key, ...], *_List] = (
         "kueue.x-k8s.io/podset-required-topology",
         "kueue.x-k8s.io/podset-preferred-topology",
@@ -139,24 +140,25 @@ class Settings(BaseSettings):
     trainer_fs_group: Annotated[GroupId | None, _Id] = names.TRAINER_UID
     """GID that owns the trainer's volumes; `none` leaves the choice to the cluster."""
     trainer_role_kind: Literal["ClusterRole", "Role"] = "ClusterRole"
-    """Kind of the role that trainers are bound to. Role for an installation without rights beyond
-    its namespaces."""
+    """Kind of the role that trainers are bound to. Role for an installation that has rights in its
+    namespaces only."""
     trainer_role_name: Name = "ktrdr-trainer"
     """Name of the role that trainers are bound to."""
     watch_namespaces: Annotated[tuple[Namespace, ...], *_List] = ()
     """Namespaces to serve; empty means all, because most clusters have one operator."""
     workers: Annotated[int, Field(ge=1, le=128)] = 24
-    """Maximum number of TrainingJobs that are reconciled concurrently. 24 keep the 32 connections
-    busy; with more, requests only wait longer."""
+    """Maximum number of TrainingJobs that are reconciled concurrently. 24 workers keep the 32
+    connections busy; with more, requests only wait longer."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Minimum severity that is logged. INFO is one line per transition of a job."""
+    """Minimum severity that is logged. INFO logs one line per transition of a job."""
     log_format: Literal["json", "text"] = "json"
-    """One JSON object per line, for log collectors, or plain text, for reading."""
+    """json writes one object per line, for log collectors; text is for reading."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    """Port of /healthz and /metrics; 0 takes a free one (one per address family), logged."""
+    """Port of /healthz and /metrics; 0 uses a free port (one per address family), which is
+    logged."""
     resync_seconds: Positive = 300
-    """Seconds between full lists, +-20 %. They repair what a broken watch has missed; 5 minutes is
-    how long that may last, at a cost of one request per 500 objects."""
+    """Seconds between full lists, +-20 %. They repair what a broken watch has missed, after 5
+    minutes at the latest, at a cost of one request per 500 objects."""
     report_writes_per_second: Positive = 60
     """Maximum rate of progress reports of all trainers together; beyond it each trainer reports
     less often. 60 reports per second cost the API server 0.4 cores (6.5 ms each, measured)."""
@@ -167,14 +169,14 @@ class Settings(BaseSettings):
     """Seconds without a progress report after which a running job gets the reason NotReporting. 5
     minutes are longer than any pause of a healthy trainer that may report as often as it likes."""
     leader_election: bool = False
-    """Whether to work only while holding a Lease. Off, because a single operator needs none."""
+    """Whether to work only while holding a Lease. False, because a single operator needs none."""
     lease_name: Name = LEASE_NAME
     """Name of the Lease. Two operators that share it and its namespace work in turn, never both."""
     lease_namespace: Annotated[str, _matching(f"({_DNS_LABEL})?", _NAMESPACE_EXPECTED)] = ""
     """Namespace of the Lease; required with leader_election, normally the operator's own."""
     image_pull_grace_seconds: NotNegative = 300
-    """Seconds during which an image pull may fail before the job fails. 5 minutes outlast a short
-    outage of a registry; a wrong name does not become right."""
+    """Seconds during which an image pull may fail before a job that has never run fails. 5 minutes
+    are longer than a short outage of a registry; a wrong image name never succeeds."""
     retry_backoff_base_seconds: Positive = 10
     """Seconds before the first retry of a failed attempt, doubled each time; as batch/v1."""
     retry_backoff_cap_seconds: Positive = 360
@@ -195,13 +197,13 @@ class Settings(BaseSettings):
 
 
 def describe_problems(invalid: ValidationError) -> list[str]:
-    """One line per wrong setting: the variable, what was found and what to do."""
+    """Return one line per invalid setting: the variable, the value found and a remedy."""
     return [_describe(error["loc"], error["msg"], error) for error in invalid.errors()]
 
 
 def _describe(loc: tuple[int | str, ...], message: str, error: Any) -> str:
     message = message.removeprefix("Value error, ")
-    if not loc:  # a rule about several settings, which names them itself
+    if not loc:  # a rule about several settings, whose message names them
         return message
     field = str(loc[0])
     variable = f"{PREFIX}{field.upper()}"

@@ -1,12 +1,12 @@
-"""Store: what is known of every TrainingJob and its pods, small enough to hold 10,000 of each.
+"""Store: latest known state of every TrainingJob and its pods, small enough for 10,000 of each.
 
-Written by `intake` (watch events), `resync` (lists), `apply` (answers to our own writes) and
-`observe` (live GETs); read by `observe`, `metrics` and `report_interval`. Which of two reports is
-newer is decided by `latest`. Rebuilt from a list at every start: nothing here is truth, and a
-decision that would do harm if the store were stale asks the API server first.
+Written by `intake` (watch events), `resync` (lists), `apply` (answers to the operator's own writes)
+and `observe` (live GETs); read by `observe`, `metrics` and `report_interval`. `latest` decides
+which of two states is newer. Rebuilt from a list at every start. The store may be outdated, so
+`observe` asks the API server before a decision that an outdated state would make harmful.
 
-Objects are kept as `projections`, not as parsed JSON. A TrainingJob that is finished and settled is
-kept without its body, and its finished pods are not kept at all.
+Objects are kept as `projections`, not as parsed JSON. A settled TrainingJob is kept without its
+body, and its finished pods are not kept at all.
 """
 
 import time
@@ -33,22 +33,23 @@ from ktrdr_operator.snapshot import PodView
 from ktrdr_operator.views import Raw, view_pod
 
 DELETED_PODS_PER_JOB: Final = 8
-"""Anybody may create and delete pods that carry a TrainingJob's label; more are not remembered."""
+"""Maximum of deleted pods remembered per job: any user may create and delete pods with its
+label."""
 
 
 @dataclass(slots=True)
 class ResyncToken:
-    """A full list of TrainingJobs and pods in progress."""
+    """Full lists of TrainingJobs and pods in progress."""
 
     jobs: Listing[JobKey]
     pods: Listing[PodKey]
 
 
 class Store:
-    """Latest known TrainingJobs and pods, and what is shared by all of them."""
+    """Latest known TrainingJobs and pods, and the report interval of all of them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin empty.
+        """Create an empty store.
 
         Args:
             clock: monotonic seconds.
@@ -59,9 +60,9 @@ class Store:
         self._pods_of: dict[JobKey, set[PodKey]] = {}
         self._deleted_pods: dict[JobKey, dict[str, PodView]] = {}
         self.report_interval_seconds: int | None = None
-        """How long trainers should wait between reports; see `report_interval`."""
+        """Minimum seconds between progress reports of each trainer; see `report_interval`."""
         self.silence_seconds: float = 300.0
-        """A report after so long a silence is passed on: status may say NotReporting."""
+        """A report after a longer silence asks for a decision: status may say NotReporting."""
 
     @property
     def jobs(self) -> dict[JobKey, KnownJob]:
@@ -85,7 +86,7 @@ class Store:
         return self._pods.records.get(PodKey(key.namespace, name))
 
     def is_deleted(self, uid: str) -> bool:
-        """Whether the TrainingJob with this UID was deleted a short while ago."""
+        """Whether the TrainingJob with this UID was deleted in the last ten minutes."""
         return self._jobs.is_deleted(uid)
 
     def seconds_since_report(self, key: JobKey) -> float | None:
@@ -94,7 +95,7 @@ class Store:
         return None if known is None else self._clock() - known.reported_at
 
     def progress_age_seconds(self) -> float:
-        """Longest silence of a running TrainingJob; by our clock, never the trainer's."""
+        """Longest time since the last report of a running TrainingJob, by the operator's clock."""
         now = self._clock()
         running = (job for job in self.jobs.values() if job.phase == Phase.RUNNING)
         return max((now - job.reported_at for job in running), default=0.0)
@@ -102,15 +103,15 @@ class Store:
     # Watch events.
 
     def put_job(self, raw: Raw, size_bytes: int = 0) -> bool:
-        """Take an event of a TrainingJob.
+        """Store an event of a TrainingJob.
 
         Args:
             raw: the object.
             size_bytes: its size on the wire; 0 measures it.
 
         Returns:
-            Whether a decision may depend on it. False when it is older than what is known,
-            changed nothing but the progress, or is the first news of a settled job.
+            Whether a decision may depend on it. False when it is older than the record, changed
+            only the progress, or is the first event of a settled job.
         """
         key, metadata = job_key(raw), raw["metadata"]
         if not self._jobs.is_news(key, metadata["uid"], int(metadata["resourceVersion"])):
@@ -121,11 +122,11 @@ class Store:
         return self._asks_for_decision(known, record)
 
     def drop_job(self, key: JobKey, uid: str, version: int = 0) -> bool:
-        """Take the deletion of a TrainingJob; a newer one of the same name stays."""
+        """Store the deletion of a TrainingJob; a newer one of the same name stays."""
         return self._jobs.drop(key, uid, version)
 
     def put_pod(self, raw: Raw) -> bool:
-        """Take an event of a pod.
+        """Store an event of a pod.
 
         Returns:
             Whether a decision may depend on it.
@@ -144,12 +145,12 @@ class Store:
         self._pods.put(pod, record)
         if known is None:
             return True
-        # A deleted TrainingJob has already been reconciled: the end of its pods is under way.
+        # A deleted TrainingJob has already been reconciled: its pods are being deleted.
         is_over = self.is_deleted(record.view.owner_uid)
         return not is_over and pod_essence(known.view) != pod_essence(record.view)
 
     def drop_pod(self, raw: Raw) -> bool:
-        """Take the deletion of a pod.
+        """Store the deletion of a pod.
 
         Returns:
             Whether a decision may depend on it: not if its TrainingJob is deleted or settled.
@@ -166,12 +167,12 @@ class Store:
         job = self.jobs.get(key)
         return job is not None and not job.is_settled
 
-    # Answers to requests of ours.
+    # Answers to the operator's own requests.
 
     def put_live_job(self, key: JobKey, raw: Raw | None, before: KnownJob | None) -> None:
-        """Take the answer of a GET that was sent when `before` was the record.
+        """Store the answer of a GET that was sent when `before` was the record.
 
-        The body of a settled job is kept until the next resync: it was asked for.
+        The body of a settled job is kept until the next resync, because it was requested.
         """
         record = None if raw is None else self._project(key, raw, 0, keep_body=True)
         self._jobs.put_live(key, record, before)
@@ -179,9 +180,9 @@ class Store:
     def put_live_pod(
         self, key: JobKey, name: str, raw: Raw | None, before: KnownPod | None
     ) -> None:
-        """Take the answer of a GET that was sent when `before` was the record.
+        """Store the answer of a GET that was sent when `before` was the record.
 
-        A pod that exists is kept even if it has lost the label that the watch selects by.
+        A pod that exists is kept even if it has lost the label by which the watch selects.
         """
         pod = PodKey(key.namespace, name)
         record = None if raw is None else known_pod(key, raw)
@@ -193,11 +194,11 @@ class Store:
             self._remember_deleted(before.job, replace(before.view, gone=True))
 
     def put_own_write(self, raw: Raw) -> None:
-        """Take the answer to a status write of ours; its echo on the watch is no news then."""
+        """Store the answer to an own status write, so that its echo on the watch is not newer."""
         self.put_job(raw)
 
     def put_created_pod(self, key: JobKey, raw: Raw) -> None:
-        """Take a pod as it was created; its ADDED event is no news then."""
+        """Store a pod as the API server created it, so that its ADDED event is not newer."""
         metadata = raw["metadata"]
         pod = PodKey(metadata["namespace"], metadata["name"])
         self._pods.put(pod, known_pod(key, raw))
@@ -209,7 +210,7 @@ class Store:
         return ResyncToken(self._jobs.begin_list(), self._pods.begin_list())
 
     def put_listed_job(self, token: ResyncToken, raw: Raw, size_bytes: int = 0) -> bool:
-        """Take a TrainingJob of a list; returns whether a decision may depend on it."""
+        """Store a TrainingJob of a list; returns whether a decision may depend on it."""
         key, metadata = job_key(raw), raw["metadata"]
         version = (metadata["uid"], int(metadata["resourceVersion"]))
         if not self._jobs.is_listed_news(token.jobs, key, version):
@@ -219,7 +220,7 @@ class Store:
         return self._asks_for_decision(known, record)
 
     def put_listed_pod(self, token: ResyncToken, raw: Raw) -> JobKey | None:
-        """Take a pod of a list; returns its TrainingJob if a decision may depend on it.
+        """Store a pod of a list; returns its TrainingJob if a decision may depend on it.
 
         Raises:
             KeyError, TypeError, ValueError: the pod is not readable.
@@ -240,7 +241,7 @@ class Store:
     def finish_resync(
         self, token: ResyncToken, skipped_namespaces: Collection[str] = ()
     ) -> set[JobKey]:
-        """Drop what was in no list; returns the TrainingJobs that this concerns.
+        """Drop objects that were in no list; returns the TrainingJobs that this concerns.
 
         Args:
             token: what `begin_resync` returned.
@@ -255,14 +256,14 @@ class Store:
         return {*jobs, *(pods_before[pod].job for pod in pods)}
 
     def forget_namespace(self, namespace: str) -> None:
-        """Stop keeping a namespace that the operator may no longer read."""
+        """Stop keeping objects of a namespace that the operator can no longer read."""
         for job in [key for key in self.jobs if key.namespace == namespace]:
             self._jobs.forget(job)
         for pod in [key for key in self._pods.records if key.namespace == namespace]:
             self._pods.forget(pod)
 
     def replace(self, jobs: Iterable[Raw], pods: Iterable[Raw]) -> set[JobKey]:
-        """Take a full list in one go; returns every key that changed or disappeared."""
+        """Store complete lists; returns every key that changed or disappeared."""
         token = self.begin_resync()
         changed = {job_key(raw) for raw in jobs if self.put_listed_job(token, raw)}
         touched = {self.put_listed_pod(token, raw) for raw in pods}
@@ -315,7 +316,7 @@ class Store:
             self._deleted_pods.get(pod.job, {}).pop(key.name, None)
 
     def _remember_deleted(self, key: JobKey, view: PodView) -> None:
-        """Keep how a pod of the current attempt ended: it may be the result of the attempt."""
+        """Keep the last state of a deleted pod: it may contain the result of its attempt."""
         job = self.jobs.get(key)
         if job is None or job.is_settled or not _may_matter(view, job):
             return

@@ -414,7 +414,7 @@ async def test_process_serves_health_and_ends_in_order_on_sigterm(kube: Kube) ->
     )
     code, log = await operator.end()
     assert code == 0, log
-    assert "stopped in order" in log
+    assert "Operator stopped" in log
     assert "Traceback" not in log
 
 

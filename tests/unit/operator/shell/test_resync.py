@@ -316,4 +316,4 @@ async def test_wait_for_server_ends_with_an_answer(caplog: pytest.LogCaptureFixt
     cluster.fail_next("list", Forbidden(403, "Forbidden", "no"), nth=2)
     await resync.wait_for_server()
     assert len(cluster.requests) == 3
-    assert "first request failed" in caplog.text
+    assert "First request to the API server failed" in caplog.text
