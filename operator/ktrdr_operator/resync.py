@@ -63,6 +63,8 @@ class Resync:
     random: Random
     now: Callable[[], datetime]
     """The wall clock, for what a TrainingJob's TTL is compared with."""
+    on_listed: Callable[[], None] = lambda: None
+    """Called after each resync: what is remembered about other objects may be outdated."""
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set after the first resync: the store is complete."""
     _skipped: set[str] = field(default_factory=set)
@@ -106,6 +108,7 @@ class Resync:
         else:
             raise expired
         self._schedule_deletions()
+        self.on_listed()
 
     async def _wait_until_due(self) -> None:
         period = self.period_seconds * self.random.uniform(1 - JITTER, 1 + JITTER)
