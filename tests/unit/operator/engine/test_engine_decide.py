@@ -32,6 +32,7 @@ from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome
 from ktrdr_api.training_job import TrainingJobStatus, Waiting
 from ktrdr_operator.decide import decide
+from ktrdr_operator.policies.interface import MESSAGE_MAX_LENGTH
 from ktrdr_operator.snapshot import (
     CreateFailure,
     CreateFailureKind,
@@ -903,6 +904,15 @@ def test_decide_backoff_limit_says_how_often_and_why() -> None:
         "Failed 4 times, spec.backoffLimit is 3; last failure: "
         "Trainer exited with code 1 without writing a result; see kubectl logs fx-4-0"
     )
+
+
+def test_decide_disruption_limit_says_what_to_do_however_long_the_words_of_the_kubelet() -> None:
+    pod = pod_raw(phase="Failed", reason="UnexpectedAdmissionError", message="m" * 2000)
+    found = plan(snapshot(job_raw(status=recorded(1), disruptionLimit=0), pod)).status
+    assert found is not None
+    assert found.message.startswith("Disrupted once without a new checkpoint")
+    assert found.message.endswith("or a higher disruptionLimit")
+    assert len(found.message) <= MESSAGE_MAX_LENGTH
 
 
 def test_decide_waiting_passes_on_the_words_and_since_when() -> None:
