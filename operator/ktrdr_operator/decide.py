@@ -30,6 +30,8 @@ from ktrdr_operator.snapshot import (
 )
 
 C = ConditionType
+UNLABELLED_SECONDS: Final = 15.0
+"""How often a pod that lost its label is read: the watch does not report it."""
 LINGER_SECONDS: Final = 2.0
 """After this time the status of an ended attempt is written, and a pod that another container keeps
 running may be deleted."""
@@ -100,7 +102,9 @@ def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime)
         status = status.model_copy(update={"progress": _final_progress(status)})
         requeue = 0.0  # for its time to live, and for a pod that lingers
     elif any(pod.lingers for pod in snapshot.pods):
-        requeue = min(LINGER_SECONDS, requeue if requeue is not None else LINGER_SECONDS)
+        requeue = _earlier(requeue, LINGER_SECONDS)
+    elif any(pod.unlabelled for pod in _unfinished(snapshot, job)):
+        requeue = _earlier(requeue, UNLABELLED_SECONDS)
     if snapshot.status_refused:
         status = _minimal_status(status, snapshot.status_refused)
     return Plan(
@@ -110,6 +114,10 @@ def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime)
         events=_events(job.status, status, result),
         requeue_seconds=requeue,
     )
+
+
+def _earlier(seconds: float | None, limit: float) -> float:
+    return limit if seconds is None else min(seconds, limit)
 
 
 def _finished(
