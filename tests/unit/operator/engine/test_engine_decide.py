@@ -1018,6 +1018,16 @@ def test_decide_cancel_acknowledgement_is_stamped_by_our_clock() -> None:
     assert found.cancellation.acknowledged_time == ago(0)
 
 
+def test_decide_cancel_received_by_an_operator_whose_clock_was_ahead_is_not_put_off() -> None:
+    receipt = {"requestedTime": ago(-3600)}
+    state = recorded(1, C.RUNNING, cancellation=receipt)
+    found = plan(snapshot(job_raw(cancel=True, status=state), running_pod()))
+    written = status(found).cancellation
+    assert written is not None
+    assert written.requested_time == ago(0)
+    assert found.requeue_seconds == 31.0
+
+
 def test_decide_cancel_during_backoff_did_not_stop_before_it_was_asked() -> None:
     receipt = status(
         plan(cancelling(ended_pod(1, finished=ago(30)), recorded(1, C.RECONCILING, **BACKOFF)))
