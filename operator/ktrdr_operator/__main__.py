@@ -195,6 +195,16 @@ def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Live
     session = WatchSession(WatchFilter(intake, metrics), watches)
     metrics.watch_store(store, store.progress_age_seconds)
     metrics.watch_queue(queue)
+    reconciler = Reconciler(
+        cluster,
+        store,
+        queue,
+        limits=limits(settings),
+        defaults=pod_defaults(settings),
+        metrics=metrics,
+        events=events,
+        clocks=Clocks(utc_now, time.monotonic),
+    )
     return Operator(
         settings=settings,
         liveness=liveness,
@@ -211,18 +221,10 @@ def build(settings: Settings, cluster: Cluster, metrics: Metrics, liveness: Live
             period_seconds=settings.resync_seconds,
             random=Random(),  # noqa: S311 - spreads load; not for security
             now=utc_now,
+            on_listed=reconciler.pods.forget_prepared,
         ),
         report_intervals=ReportIntervalController(store, queue, report_budget(settings)),
-        reconciler=Reconciler(
-            cluster,
-            store,
-            queue,
-            limits=limits(settings),
-            defaults=pod_defaults(settings),
-            metrics=metrics,
-            events=events,
-            clocks=Clocks(utc_now, time.monotonic),
-        ),
+        reconciler=reconciler,
         events=events,
         registry=handlers.registry(intake, cluster, session),
     )

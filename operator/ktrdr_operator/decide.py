@@ -30,6 +30,8 @@ from ktrdr_operator.snapshot import (
 )
 
 C = ConditionType
+UNLABELLED_SECONDS: Final = 15.0
+"""How often a pod that lost its label is read: the watch does not report it."""
 LINGER_SECONDS: Final = 2.0
 """After this time the status of an ended attempt is written, and a pod that another container keeps
 running may be deleted."""
@@ -110,6 +112,10 @@ def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime)
         events=_events(job.status, status, result),
         requeue_seconds=requeue,
     )
+
+
+def _earlier(seconds: float | None, limit: float) -> float:
+    return limit if seconds is None else min(seconds, limit)
 
 
 def _finished(

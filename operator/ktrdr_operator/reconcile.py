@@ -19,6 +19,7 @@ from ktrdr_client.cluster import (
     Conflict,
     Invalid,
     NotFound,
+    Unreachable,
 )
 from ktrdr_operator.apply import Applier
 from ktrdr_operator.decide import decide, is_true
@@ -192,6 +193,12 @@ class Reconciler:
             return CreateFailure(CreateFailureKind.NAME_CONFLICT, sanitize(str(error)))
         words = error.message.lower()
         text = sanitize(error.message)
+        if isinstance(error, Unreachable):  # its words are those of an HTTP client
+            text = (
+                f"The API server did not answer a create of this job ({error.reason}); an "
+                "admission webhook may be slow: see kubectl get mutatingwebhookconfigurations,"
+                "validatingwebhookconfigurations"
+            )
         from_admission = any(w in words for w in _ADMISSION_WORDS)
         if isinstance(error, Invalid) and not from_admission:
             return CreateFailure(CreateFailureKind.INVALID, text)

@@ -106,6 +106,7 @@ class Resync:
         else:
             raise expired
         self._schedule_deletions()
+        self.on_listed()
 
     async def _wait_until_due(self) -> None:
         period = self.period_seconds * self.random.uniform(1 - JITTER, 1 + JITTER)

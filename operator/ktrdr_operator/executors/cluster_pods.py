@@ -44,7 +44,7 @@ class ClusterPods:
     """Namespaces whose trainers have an account."""
 
     def forget_prepared(self) -> None:
-        """Make sure of the accounts again: somebody may have deleted one."""
+        """Make sure of the accounts and role bindings again: somebody may have deleted one."""
         self._prepared.clear()
 
     async def start_attempt(self, job: JobView, start: AttemptStart, note: Note) -> Raw:

@@ -28,9 +28,10 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
     """Decide when `spec.cancel` is true and the run has not completed."""
     if not policy_input.job.spec.cancel:
         return None
-    receipt = policy_input.status.cancellation or CancellationReceipt(
-        requested_time=format_timestamp(policy_input.now)
-    )
+    receipt = policy_input.status.cancellation
+    if receipt is None or parse_timestamp(receipt.requested_time) > policy_input.now:
+        # Not seen before, or by an operator whose clock was ahead: the trainer gets no more time.
+        receipt = CancellationReceipt(requested_time=format_timestamp(policy_input.now))
     if unfinished := policy_input.unfinished_pods():
         return _stopping(policy_input, _acknowledge(policy_input, receipt), unfinished)
     return _stopped(policy_input, receipt)

@@ -33,7 +33,8 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
     failure = policy_input.snapshot.create_failure
     if failure is None:
         return None
-    if failure.kind is CreateFailureKind.INVALID:
+    # The pods of a job that has run were valid: what has changed since may change again.
+    if failure.kind is CreateFailureKind.INVALID and not policy_input.has_ever_run:
         return _invalid(policy_input, failure)
     reason = Reason.FAILED_CREATE
     if failure.kind is CreateFailureKind.NAME_CONFLICT:

@@ -33,6 +33,8 @@ _SIGNALS: Final = range(1, signal.NSIG)
 _KNOWN_REASONS: Final = frozenset(Reason)
 _MAX_DOUBLINGS: Final = 30
 """Beyond any cap on the delay; keeps the power small."""
+_CAUSE_MAX_LENGTH: Final = 700
+"""Leaves room for what to do about it."""
 _SHOWN_METRICS: Final = ("test_accuracy", "test_loss")
 
 
@@ -103,12 +105,13 @@ def _backoff_seconds(policy_input: PolicyInput, doublings: int) -> float:
 
 
 def _disrupted_too_often(policy_input: PolicyInput, cause: str, in_a_row: int) -> PolicyResult:
+    often = f"{in_a_row} times in a row" if in_a_row > 1 else "once"
     message = (
-        f"Disrupted {in_a_row} times in a row without a new checkpoint, spec.disruptionLimit is "
-        f"{policy_input.job.spec.disruption_limit}; last: {cause}. Find out what stops the pods "
-        "(kubectl get events), or create a new TrainingJob with a lower checkpoint.periodSeconds "
-        "or a higher disruptionLimit"
-    )[:MESSAGE_MAX_LENGTH]
+        f"Disrupted {often} without a new checkpoint, spec.disruptionLimit is "
+        f"{policy_input.job.spec.disruption_limit}; last: {cause[:_CAUSE_MAX_LENGTH]}. Find out "
+        "what stops the pods (kubectl get events), or create a new TrainingJob with a lower "
+        "checkpoint.periodSeconds or a higher disruptionLimit"
+    )
     reason = Reason.DISRUPTION_LIMIT_EXCEEDED
     return PolicyResult(
         phase=Phase.FAILED,

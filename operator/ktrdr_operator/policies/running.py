@@ -1,15 +1,12 @@
 """The trainer runs: say since when and where, and whether it is silent or being deleted."""
 
-from typing import Any, Final
+from typing import Any
 
 from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_operator.policies import interface
 from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, terminating_message
 from ktrdr_operator.snapshot import PodView
-
-UNLABELLED_SECONDS: Final = 15.0
-"""How often a pod that lost its label is read: the watch does not report it."""
 
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
@@ -31,7 +28,6 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
         reason, message, left = Reason.NOT_REPORTING, _silent_message(pod, limit), None
     if pod.unlabelled:
         message += f"; the pod has lost its label {names.LABEL_JOB}, so its end is noticed late"
-        left = UNLABELLED_SECONDS
     return PolicyResult(
         phase=Phase.RUNNING,
         reason=reason,

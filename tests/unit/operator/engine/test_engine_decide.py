@@ -32,6 +32,7 @@ from ktrdr_api.conditions import ConditionType, Phase, Reason
 from ktrdr_api.run_contract import Outcome
 from ktrdr_api.training_job import TrainingJobStatus, Waiting
 from ktrdr_operator.decide import decide
+from ktrdr_operator.policies.interface import MESSAGE_MAX_LENGTH
 from ktrdr_operator.snapshot import (
     CreateFailure,
     CreateFailureKind,
@@ -673,6 +674,14 @@ def test_decide_pod_that_the_server_calls_invalid_ends_the_job() -> None:
     assert status(found).message == f"{words}; correct it in a new TrainingJob"
 
 
+def test_decide_pod_called_invalid_after_the_job_has_run_is_waited_for() -> None:
+    """Its pods were valid: a webhook that breaks them now must not end what has trained for days."""
+    job = job_raw(status=recorded(2, startTime=ago(86400)))
+    words = 'Pod "fx-2-0" is invalid: spec.containers[1].image: Required value'
+    found = plan(failed_create(snapshot(job), CreateFailureKind.INVALID, words))
+    assert outcome(found) == Want(Phase.PENDING, Reason.FAILED_CREATE, RECONCILING, requeue=1.0)
+
+
 def test_decide_waiting_for_something_else_begins_anew() -> None:
     before = {"reason": "StrategyNotFound", "message": "gone", "since": ago(90)}
     for situation in (
@@ -905,6 +914,15 @@ def test_decide_backoff_limit_says_how_often_and_why() -> None:
     )
 
 
+def test_decide_disruption_limit_says_what_to_do_however_long_the_words_of_the_kubelet() -> None:
+    pod = pod_raw(phase="Failed", reason="UnexpectedAdmissionError", message="m" * 2000)
+    found = plan(snapshot(job_raw(status=recorded(1), disruptionLimit=0), pod)).status
+    assert found is not None
+    assert found.message.startswith("Disrupted once without a new checkpoint")
+    assert found.message.endswith("or a higher disruptionLimit")
+    assert len(found.message) <= MESSAGE_MAX_LENGTH
+
+
 def test_decide_waiting_passes_on_the_words_and_since_when() -> None:
     words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     before = {"reason": "Unschedulable", "message": "0/2 nodes", "since": ago(90)}
@@ -998,6 +1016,16 @@ def test_decide_cancel_acknowledgement_is_stamped_by_our_clock() -> None:
     found = status(plan(cancelling(running_pod(), recorded(1, C.RUNNING, progress=hour_off))))
     assert found.cancellation is not None
     assert found.cancellation.acknowledged_time == ago(0)
+
+
+def test_decide_cancel_received_by_an_operator_whose_clock_was_ahead_is_not_put_off() -> None:
+    receipt = {"requestedTime": ago(-3600)}
+    state = recorded(1, C.RUNNING, cancellation=receipt)
+    found = plan(snapshot(job_raw(cancel=True, status=state), running_pod()))
+    written = status(found).cancellation
+    assert written is not None
+    assert written.requested_time == ago(0)
+    assert found.requeue_seconds == 31.0
 
 
 def test_decide_cancel_during_backoff_did_not_stop_before_it_was_asked() -> None:

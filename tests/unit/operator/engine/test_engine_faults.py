@@ -20,6 +20,7 @@ from ktrdr_client.cluster import (
     Forbidden,
     Invalid,
     Resource,
+    Unreachable,
 )
 from ktrdr_client.testing import Request
 from ktrdr_operator.store import JobKey
@@ -123,6 +124,21 @@ async def test_reconcile_server_that_fails_for_long_is_reported_and_a_hiccup_is_
         seen.append((await turn(world, operator)).get("reason"))
     assert seen == [None, None, None, "FailedCreate", "FailedCreate"]
     await live_until_running(world, operator)
+
+
+async def test_reconcile_create_without_an_answer_is_not_told_in_the_words_of_http() -> None:
+    """A webhook may take 30 s, and the client waits for 15 s only."""
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    silence = Unreachable(0, "TimeoutError", "POST /api/v1/namespaces/ns/pods?x=y: TimeoutError")
+    for _ in range(4):
+        world.cluster.fail_next("create", silence, resource=PODS)
+        await turn(world, operator, 1)
+    status = world.status()
+    assert status["reason"] == "FailedCreate"
+    assert "did not answer a create of this job (TimeoutError)" in status["message"]
+    assert "POST" not in status["message"]
 
 
 async def test_reconcile_child_that_is_being_deleted_is_not_adopted() -> None:

@@ -170,6 +170,19 @@ async def test_observe_cancel_reaches_a_pod_that_lost_its_label() -> None:
     assert trainers(world) == []
 
 
+async def test_observe_end_of_a_cancelled_pod_without_label_is_looked_for() -> None:
+    world, operator = await running(cancellation={"gracePeriodSeconds": 0})
+    operator.store.drop_pod(remove_label(world))
+    world.cancel()
+    operator.store.put_job(world.job())
+    for _ in range(3):
+        operator.queue._due.clear()
+        await operator.work()
+        assert world.status()["phase"] == "Cancelling"
+        assert operator.queue._due[KEY].time <= world.monotonic() + 15
+        world.wait(20)
+
+
 async def test_observe_pod_whose_label_names_another_job_stays_with_its_owner() -> None:
     world, operator = await running("succeed")
     pod = world.cluster.read(PODS, NAMESPACE, "fx-1-0")

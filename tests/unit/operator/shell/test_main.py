@@ -9,7 +9,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 
-from ktrdr_client.cluster import PODS, TRAINING_JOBS, Cluster, Unreachable
+from engine_builders import NAMESPACE, job_raw
+from ktrdr_api import names
+from ktrdr_client.cluster import PODS, ROLE_BINDINGS, TRAINING_JOBS, Cluster, Unreachable
 from ktrdr_client.testing import FakeCluster
 from ktrdr_operator import __main__ as entry
 from ktrdr_operator import leader
@@ -123,6 +125,18 @@ async def test_watches_are_not_expected_to_be_alive_while_the_server_is_unreacha
     watching.cancel()
     with suppress(asyncio.CancelledError):
         await watching
+
+
+async def test_role_binding_of_the_trainers_that_was_deleted_is_made_again_after_a_resync() -> None:
+    """Without it no new trainer can report, or learn that it is cancelled."""
+    cluster = FakeCluster()
+    operator = build_on(cluster, Liveness(Clock()))
+    for name in ("a", "b"):
+        cluster.put(TRAINING_JOBS, job_raw(name, uid=f"uid-{name}"))
+        await operator.resync.once()
+        await operator.reconciler.work(JobKey(NAMESPACE, name), 0.0)
+        assert cluster.read(PODS, NAMESPACE, f"{name}-1-0") is not None
+        cluster.remove(ROLE_BINDINGS, NAMESPACE, names.TRAINER_ACCOUNT)
 
 
 async def test_workers_start_when_the_store_is_complete() -> None:
