@@ -1,4 +1,5 @@
-"""The only code that talks to anything outside: the Kubernetes API server.
+"""Kubernetes client: the only code of the operator that sends requests to the API server.
 
-Imported by the operator. `cluster` is the real client, `testing` the fake that tests use instead.
+`cluster` is the client, `errors` its errors, `watch_stream` rewrites answers for kopf, `testing` is
+an API server in memory for tests.
 """

@@ -1,11 +1,11 @@
-"""A small Kubernetes client: raw JSON objects in and out, over the official client's transport.
+"""Kubernetes client: sends and returns raw JSON objects, over the official client's transport.
 
 Configuration, authentication and TLS come from the official client (`kubernetes.aio`). Its typed
-API classes are left out: they cost 140 MB of memory once used, refuse harmless objects and spend
-twice the CPU (measured: 2,500 creates 0.8 s over a plain aiohttp session, 1.9-2.1 s through them).
-Called by `reconcile`, `apply`, `observe`, `resync`, `events` and `leader`; `handlers` borrows
-its authenticated HTTP session for kopf. `ClusterApi` is what all others need, and what
-`testing.FakeCluster` has too.
+API classes are not used: they cost 140 MB of memory, reject harmless objects and need twice the CPU
+(measured: 2,500 creates 0.8 s over a plain aiohttp session, 1.9-2.1 s through them). Called by
+`reconcile`, `apply`, `observe`, `resync`, `events` and `leader`; `handlers` uses its authenticated
+HTTP session for kopf. `ClusterApi` is the interface that all of them need and that
+`testing.FakeCluster` implements, too.
 """
 
 import asyncio
@@ -48,17 +48,17 @@ REQUEST_TIMEOUT_SECONDS: Final = 15.0
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
 PAGE_SIZE: Final = 500
 PAGE_BYTES: Final = 1_000_000
-"""Size that pages are cut to: parsing one blocks the event loop for 5 to 10 ms (measured)."""
+"""Target size of a page: parsing one blocks the event loop for 5 to 10 ms (measured)."""
 FIRST_PAGE_SIZE: Final = 50
 LIST_RESTARTS: Final = 3
-"""How often a list starts anew because its continue token expired (410) before it gives up."""
+"""Number of times a list is started before it fails, when its continue token expires (410)."""
 NO_ANSWER: Final = "<error>"
-"""The `code` of a request without an answer; client-go's word in `rest_client_requests_total`."""
+"""`code` of a request without an answer in `rest_client_requests_total`, as in client-go."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A resource type as the API server addresses it."""
+    """Resource type, with its URL paths."""
 
     api_version: str
     kind: str
@@ -98,16 +98,16 @@ async def _load_configuration(kubeconfig: Path | None) -> Configuration:
         else:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call] # as above
     except ConfigException as error:
-        message = f"no usable cluster configuration: {error} (looked at {found}, then in-cluster)"
+        message = f"no usable cluster configuration: {error} (tried {found}, then in-cluster)"
         raise Unreachable(0, "NoConfiguration", message) from error
     return configuration
 
 
 def _proxy_of_environment(server: str) -> str | None:
-    """Proxy that HTTPS_PROXY and NO_PROXY ask for.
+    """Proxy that HTTPS_PROXY and NO_PROXY select.
 
-    Not aiohttp's trust_env: it looks for .netrc at every request, in a thread (measured: 2,500
-    creates cost 2.35 s of CPU instead of 0.81 s).
+    Not aiohttp's trust_env: it reads .netrc at every request, in a thread (measured: 2,500 creates
+    cost 2.35 s of CPU instead of 0.81 s).
     """
     url = urlsplit(server)
     return None if proxy_bypass(url.netloc) else getproxies().get(url.scheme)
@@ -126,7 +126,7 @@ def _list_query(limit: int, label_selector: str, field_selector: str) -> Query:
 
 
 def _items(resource: Resource, page: Raw) -> Objects:
-    """Items of a page; only custom resources carry their type in a list."""
+    """Items of a page with their type, which only custom resources have in a list."""
     items: Objects = page.get("items") or []
     for item in items:
         item.setdefault("apiVersion", resource.api_version)
@@ -135,7 +135,7 @@ def _items(resource: Resource, page: Raw) -> Objects:
 
 
 class ClusterApi(Protocol):
-    """What a Kubernetes API server does for us; `Cluster` documents the methods."""
+    """Interface of a Kubernetes API server; `Cluster` documents the methods."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Raw | None:
         """Read one object."""
@@ -149,7 +149,7 @@ class ClusterApi(Protocol):
         field_selector: str = "",
         limit: int | None = None,
     ) -> tuple[Objects, str]:
-        """Read all objects, or the first ones."""
+        """Read all objects, or the first `limit`."""
 
     def pages(
         self, resource: Resource, namespace: str | None, *, label_selector: str = ""
@@ -179,11 +179,11 @@ class ClusterApi(Protocol):
 
 
 class Cluster:
-    """A Kubernetes API server.
+    """Kubernetes API server.
 
-    At most `max_in_flight` requests run at once; the rest wait in order. When the server says
-    Retry-After, no request at all leaves before that time. Nothing is retried here: the work queue
-    does, with backoff per job. Every method raises an `ApiError`.
+    At most `max_in_flight` requests are sent concurrently; the others wait in order. After an
+    answer with Retry-After, no request is sent before that time. Nothing is retried here: the work
+    queue retries with backoff per job. Every method raises `ApiError`.
     """
 
     def __init__(
@@ -196,9 +196,9 @@ class Cluster:
         """Prepare the connection pool; needs a running event loop.
 
         Args:
-            configuration: where the server is and how to authenticate.
-            max_in_flight: requests at once.
-            on_request: told the method and the HTTP status (or `<error>`) of every request.
+            configuration: address of the server, and credentials.
+            max_in_flight: maximum number of concurrent requests.
+            on_request: called with the method and HTTP status (or `<error>`) of every request.
         """
         self.server: str = configuration.host.rstrip("/")
         self._configuration = configuration
@@ -228,8 +228,8 @@ class Cluster:
         Its requests are reported to `on_request`.
 
         Args:
-            middlewares: see what is sent and answered, outermost first.
-            limit: connections at once; 0 is no limit.
+            middlewares: process requests and answers, outermost first.
+            limit: maximum number of connections; 0 is no limit.
         """
         return self._open_session(*middlewares, self._count_request, limit=limit)
 
@@ -293,7 +293,7 @@ class Cluster:
             namespace: None is all namespaces.
             label_selector: see `metav1.ListOptions`.
             field_selector: likewise.
-            limit: read only the first so many.
+            limit: maximum number of objects to read; all when None.
 
         Returns:
             The objects, and the resource version of the list.
@@ -326,8 +326,8 @@ class Cluster:
     ) -> AsyncIterator[Objects]:
         """Read all objects of a namespace, or of all namespaces, page by page.
 
-        A page is held in memory only while it is used, and is small enough not to block the event
-        loop. When the continue token expires, an `ApiError` with status 410 says so: begin again.
+        A page is kept in memory only while it is used, and is small enough not to block the event
+        loop. When the continue token expires, an `ApiError` with status 410 is raised: start again.
         """
         query = _list_query(FIRST_PAGE_SIZE, label_selector, "")
         while True:
@@ -345,23 +345,22 @@ class Cluster:
                 return
 
     async def create(self, resource: Resource, obj: Raw) -> Raw:
-        """Create an object; `AlreadyExists` when its name is taken."""
+        """Create an object; raises `AlreadyExists` when its name is taken."""
         query = "?" + urlencode({"fieldManager": names.OPERATOR_MANAGER})
         path = resource.path(obj["metadata"].get("namespace"))
         return await self._send("POST", path + query, obj)
 
     async def apply(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
-        """Server-side apply: make the fields given so, and remove those given before and not now.
+        """Server-side apply: set the given fields, and remove those given before and not now.
 
-        Repeatable: the same object again changes nothing, not even the resource version. With a
-        `metadata.resourceVersion` it is refused (`Conflict`) unless the object still has it; with a
-        `metadata.uid` as well, but not for the status of a custom resource, where the server
-        ignores the UID (seen on Kubernetes 1.36): a resource version guards that, too, as no two
-        objects share one. Fields that came by `create` are another operation's: an apply that
-        leaves them out does not remove them.
+        Repeatable: the same object again changes nothing, not even the resource version. A
+        `metadata.resourceVersion` is a precondition (`Conflict`), and so is a `metadata.uid`, but
+        not for the status of a custom resource, where the server ignores the UID (seen on
+        Kubernetes 1.36); there use a resource version, which no two objects share. Fields that were
+        set by `create` belong to another operation: an apply without them does not remove them.
         """
         metadata = obj["metadata"]
-        # With force: a field that somebody else has set as well becomes ours.
+        # With force: a field that another manager has set, too, becomes the operator's.
         query = urlencode({"fieldManager": names.OPERATOR_MANAGER, "force": "true"})
         path = resource.path(metadata.get("namespace"), metadata["name"], subresource)
         try:
@@ -369,14 +368,14 @@ class Cluster:
         except Invalid as error:
             if "metadata.uid: Invalid value" not in error.message:
                 raise
-            # The server's word for "another object has the name" (seen on Kubernetes 1.36).
+            # The server's answer if another object has the name (seen on Kubernetes 1.36).
             raise Conflict(HTTPStatus.CONFLICT, "Conflict", error.message) from error
 
     async def patch(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
-        """Merge patch (RFC 7396): set the fields given, remove those given as null.
+        """Merge patch (RFC 7396): set the given fields, remove those given as null.
 
-        For what `apply` cannot do: it does not remove a field that another field manager has set
-        as well. A `metadata.resourceVersion` is a precondition (`Conflict`).
+        Use it to remove a field that another field manager has set, too: `apply` cannot. A
+        `metadata.resourceVersion` is a precondition (`Conflict`).
         """
         metadata = obj["metadata"]
         query = urlencode({"fieldManager": names.OPERATOR_MANAGER})
@@ -400,11 +399,11 @@ class Cluster:
             namespace: None for a cluster-scoped object.
             name: its name.
             uid: precondition.
-            resource_version: precondition; None deletes whatever version it has.
+            resource_version: precondition; None deletes any version.
             grace_period_seconds: seconds a pod's processes have to stop; None is the pod's own.
 
         Returns:
-            False when it is already deleted, another object has the name, or it has changed.
+            False when the object no longer exists, has another UID, or has changed.
         """
         options: Raw = {
             "apiVersion": "v1",
@@ -469,7 +468,7 @@ class Cluster:
         return response.status, response.headers, answer
 
     def _note_retry_after(self, status: int, retry_after_seconds: float | None) -> None:
-        """Remember how long the server wants to be left alone."""
+        """Remember until when the server wants no request."""
         refused = status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500
         if refused and retry_after_seconds is not None:
             until = asyncio.get_running_loop().time() + retry_after_seconds

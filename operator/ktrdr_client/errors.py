@@ -9,7 +9,7 @@ ApiError
 ├── TooManyRequests    429
 └── Unreachable        no answer
 
-Raised by `cluster`, which all others import them from.
+Raised by `cluster`, from which other modules import them.
 """
 # ruff: noqa: N818 - the errors have the names that the API server gives them as reasons
 
@@ -21,7 +21,7 @@ import orjson
 
 
 class ApiError(Exception):
-    """The API server refused a request, or could not be reached; base of all errors here."""
+    """The API server rejected a request or could not be reached; base of all errors here."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class ApiError(Exception):
         self.reason = reason
         """Machine-readable, as in `metav1.Status`."""
         self.message = message
-        """The server's own words."""
+        """Message of the server."""
         self.retry_after_seconds = retry_after_seconds
-        """How long the server wants to be left alone, if it said so."""
+        """Seconds before which the server wants no request; None without Retry-After."""
 
 
 class NotFound(ApiError):
@@ -50,23 +50,23 @@ class Conflict(ApiError):
 
 
 class AlreadyExists(ApiError):
-    """409: the name is taken. Get it and compare the owner."""
+    """409: the name is taken. Get the object and compare its owner."""
 
 
 class Forbidden(ApiError):
-    """403: RBAC, quota or admission said no, in words; a retry helps once that has changed."""
+    """403: denied by RBAC, quota or admission; a retry succeeds only once that has changed."""
 
 
 class Invalid(ApiError):
-    """422: the object breaks a rule of its schema; the same request will never succeed."""
+    """422: the object violates its schema; the same request will never succeed."""
 
 
 class TooManyRequests(ApiError):
-    """429: retry; this client sends nothing before `retry_after_seconds` have passed."""
+    """429: retry; this client sends no request before `retry_after_seconds` have passed."""
 
 
 class Unreachable(ApiError):
-    """No answer: refused, reset or timed out. The request may or may not have taken effect."""
+    """No answer: connection refused, reset or timed out. The request may have taken effect."""
 
 
 _BY_STATUS: Final[dict[int, type[ApiError]]] = {
@@ -82,7 +82,7 @@ def error_from_answer(status: int, headers: Mapping[str, str], body: bytes) -> A
     """Build the error for an HTTP answer of 400 or above."""
     try:
         answer = orjson.loads(body)
-    except ValueError:  # a proxy in between, or an overloaded server, answers in plain text
+    except ValueError:  # a proxy or an overloaded server answers in plain text
         answer = None
     if not isinstance(answer, dict):
         answer = {"message": body[:500].decode(errors="replace")}

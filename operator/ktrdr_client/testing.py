@@ -1,11 +1,11 @@
-"""An API server in memory, for tests: the methods of `cluster.Cluster`, and a hand to upset it.
+"""Fake API server in memory, for tests: the methods of `cluster.Cluster`, and injected faults.
 
-Shipped, so that every test of the product speaks to the same one. True to the real server where the
+Part of the package, so that every test uses the same one. It behaves like the real server where the
 operator depends on it: UIDs, resource versions and generations; UID preconditions; a status that
-only its subresource can write; a running pod that stays, terminating, until its kubelet lets go
-(`remove`); an apply that changes nothing leaves the resource version alone. Simpler than the real
-one: no schema, no defaults, no admission, no watch; an apply owns and replaces whole top-level
-fields (below `status` for that subresource: whole fields of the status), never parts of them.
+only its subresource can write; a running pod that is deleted stays, terminating, until its kubelet
+removes it (`remove`); an apply that changes nothing keeps the resource version. Not implemented:
+schema, defaults, admission and watches. An apply owns and replaces whole top-level fields (below
+`status` for that subresource: whole fields of the status), never parts of them.
 """
 
 import copy
@@ -34,7 +34,7 @@ _SERVER_METADATA: Final = ("uid", "resourceVersion", "generation", "creationTime
 
 @dataclass(frozen=True)
 class Request:
-    """One call, as `FakeCluster.requests` remembers it."""
+    """One request, as in `FakeCluster.requests`."""
 
     method: Method
     kind: str
@@ -51,7 +51,7 @@ class _Fault:
     countdown: int
 
     def due(self, request: Request) -> bool:
-        """Count a matching request; True when it is the one to fail."""
+        """Count a matching request; return whether it is the one to fail."""
         if request.method != self.method or self.kind not in (None, request.kind):
             return False
         self.countdown -= 1
@@ -63,14 +63,14 @@ _T = TypeVar("_T")
 
 
 def _matches(obj: Raw, label_selector: str) -> bool:
-    """Whether an object's labels fulfil `key` and `key=value` terms."""
+    """Whether an object's labels match `key` and `key=value` terms."""
     labels = obj["metadata"].get("labels", {})
     terms = (term.partition("=") for term in label_selector.split(",") if term)
     return all(key in labels and (not sep or labels[key] == value) for key, sep, value in terms)
 
 
 def _has_fields(obj: Raw, field_selector: str) -> bool:
-    """Whether an object's fields fulfil `path=value` terms."""
+    """Whether an object's fields match `path=value` terms."""
     terms = (term.partition("=") for term in field_selector.split(",") if term)
     return all(_field(obj, path) == value.removeprefix("=") for path, _, value in terms)
 
@@ -98,14 +98,14 @@ def _merge_patch(target: Raw, patch: Raw) -> Raw:
 
 @dataclass
 class FakeCluster:
-    """A Kubernetes API server in memory; see the module for what it does and does not."""
+    """Kubernetes API server in memory; the module docstring says what it implements."""
 
     now: Callable[[], str] = lambda: "2026-01-01T00:00:00Z"
-    """The server's clock, RFC 3339."""
+    """Clock of the server, RFC 3339."""
     requests: list[Request] = field(default_factory=list)
-    """Every call, in order, those that failed included."""
+    """All requests, in order, including failed ones."""
     page_size: int = 2
-    """Objects in a page of `pages`; so few that tests meet a second one."""
+    """Objects per page of `pages`; few, so that tests read a second page."""
     _objects: dict[_Key, Raw] = field(default_factory=dict)
     _owned: dict[tuple[_Key, str], frozenset[str]] = field(default_factory=dict)
     """Top-level fields that the last apply gave, by object and subresource."""
@@ -122,27 +122,27 @@ class FakeCluster:
         after_effect: bool = False,
         nth: int = 1,
     ) -> None:
-        """Let the nth matching call from now raise: before its effect, or after (a lost answer)."""
+        """Make the nth matching request fail: before its effect, or after (a lost answer)."""
         kind = resource.kind if resource else None
         self._faults.append(_Fault(error, method, kind, after_effect, nth))
 
     def put(self, resource: Resource, obj: Raw) -> Raw:
-        """Write a whole object, status included, as somebody else would; keeps its UID if given."""
+        """Write a whole object with its status, as another client; keeps its UID if given."""
         key = self._key(resource, obj["metadata"].get("namespace"), obj["metadata"]["name"])
         return self._store(key, copy.deepcopy(obj))
 
     def remove(self, resource: Resource, namespace: str | None, name: str) -> None:
-        """Let an object be gone, as its kubelet or the garbage collector would."""
+        """Remove an object immediately, as its kubelet or the garbage collector does."""
         key = self._key(resource, namespace, name)
         del self._objects[key]
         self._owned = {owner: fields for owner, fields in self._owned.items() if owner[0] != key}
 
     def read(self, resource: Resource, namespace: str | None, name: str) -> Raw | None:
-        """Look at an object without a request."""
+        """Return an object without a request."""
         return copy.deepcopy(self._objects.get(self._key(resource, namespace, name)))
 
     def read_all(self, resource: Resource) -> Objects:
-        """Look at all objects of a type, by name, without a request."""
+        """Return all objects of a type, by name, without a request."""
         return [
             copy.deepcopy(obj)
             for (kind, _, _), obj in sorted(self._objects.items())
@@ -171,7 +171,7 @@ class FakeCluster:
     async def pages(
         self, resource: Resource, namespace: str | None, *, label_selector: str = ""
     ) -> AsyncIterator[Objects]:
-        """See `Cluster.pages`: all pages show the moment of the first request."""
+        """See `Cluster.pages`: all pages have the state at the first request."""
         lost = self._enter(Request("list", resource.kind, ""))
         found = self._leave(lost, self._select(resource, namespace, label_selector, ""))
         yield found[: self.page_size]
@@ -214,7 +214,7 @@ class FakeCluster:
         return self._leave(lost, self._store(key, wanted))
 
     async def patch(self, resource: Resource, obj: Raw, *, subresource: str = "") -> Raw:
-        """See `Cluster.patch`; without a subresource it leaves the status alone."""
+        """See `Cluster.patch`; without a subresource the status stays unchanged."""
         metadata = obj["metadata"]
         lost = self._enter(Request("patch", resource.kind, metadata["name"], subresource))
         key = self._key(resource, metadata.get("namespace"), metadata["name"])
@@ -243,7 +243,7 @@ class FakeCluster:
         resource_version: str | None = None,
         grace_period_seconds: int | None = None,
     ) -> bool:
-        """See `Cluster.delete`; a pod that a node still runs stays, with a deletionTimestamp."""
+        """See `Cluster.delete`; a pod that runs on a node stays, with a deletionTimestamp."""
         lost = self._enter(Request("delete", resource.kind, name))
         key = self._key(resource, namespace, name)
         current = self._objects.get(key)
@@ -262,10 +262,10 @@ class FakeCluster:
         return self._leave(lost, True)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there are no connections."""
 
     def _merge(self, key: _Key, wanted: Raw, given: Raw, subresource: str) -> None:
-        """Write the given fields into the wanted object, and remove those given last time only."""
+        """Set the given fields; remove those that only the previous apply had."""
         if subresource:
             target, source = wanted.setdefault(subresource, {}), given.get(subresource, {})
         else:
@@ -294,7 +294,7 @@ class FakeCluster:
             raise Invalid(422, "Invalid", "data: Forbidden: field is immutable when set")
 
     def _store(self, key: _Key, obj: Raw) -> Raw:
-        """Keep an object and do the server's bookkeeping."""
+        """Store an object, with its UID, generation and resource version."""
         current = self._objects.get(key)
         known = current["metadata"] if current else {"generation": 0}
         metadata = obj["metadata"]
@@ -313,7 +313,7 @@ class FakeCluster:
         return copy.deepcopy(obj)
 
     def _enter(self, request: Request) -> BaseException | None:
-        """Remember a request; raises a fault due before its effect, returns one due after it."""
+        """Record a request; raises a fault due before its effect, returns one due after it."""
         self.requests.append(request)
         due = [fault for fault in self._faults if fault.due(request)]
         self._faults = [fault for fault in self._faults if fault.countdown > 0]

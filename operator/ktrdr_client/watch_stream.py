@@ -1,4 +1,4 @@
-"""Answers to list and watch requests, rewritten while another HTTP client reads them.
+"""Watch stream: rewrites answers to list and watch requests while another HTTP client reads them.
 
 kopf reads a list with `json()` and a watch with `content.iter_chunked()`; both read the response's
 `content`, which is replaced here. Only public attributes of aiohttp are used. Called by the
@@ -13,7 +13,7 @@ import orjson
 
 
 class _Content:
-    """Content of a response; whatever is not replaced is the original's."""
+    """Content of a response; methods that are not replaced are those of the original."""
 
     def __init__(self, content: aiohttp.StreamReader) -> None:
         self._content = content
@@ -23,7 +23,7 @@ class _Content:
 
 
 class _FilteredLines(_Content):
-    """A watch of which a filter sees every line, and decides what is passed on."""
+    """Content of a watch; a filter receives every line and decides which are passed on."""
 
     def __init__(
         self, content: aiohttp.StreamReader, filter_lines: Callable[[list[bytes]], list[bytes]]
@@ -32,7 +32,7 @@ class _FilteredLines(_Content):
         self._filter_lines = filter_lines
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
-        """Whole lines that are passed on; the only way in which kopf reads a watch."""
+        """Yield complete lines that the filter passes on; kopf reads a watch only this way."""
         rest = b""
         async for data in self._content.iter_chunked(size):
             *lines, rest = (rest + data).split(b"\n")
@@ -41,14 +41,14 @@ class _FilteredLines(_Content):
 
 
 class _Body(_Content):
-    """A body that has already been read, or one in its place."""
+    """Content with a body that replaces the original one."""
 
     def __init__(self, content: aiohttp.StreamReader, body: bytes) -> None:
         super().__init__(content)
         self._body = body
 
     async def read(self, _size: int = -1) -> bytes:
-        """All of it, once."""
+        """Return the whole body, once."""
         body, self._body = self._body, b""
         return body
 
@@ -56,11 +56,11 @@ class _Body(_Content):
 def filter_watch(
     response: aiohttp.ClientResponse, filter_lines: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    """Let a filter decide which lines of a watch are passed on.
+    """Pass the lines of a watch through a filter.
 
     Args:
         response: the answer to a watch request.
-        filter_lines: called with the whole lines that came together; returns those to pass on.
+        filter_lines: called with complete lines that arrived together; returns those to pass on.
     """
     lines = _FilteredLines(response.content, filter_lines)
     response.content = cast(aiohttp.StreamReader, lines)
@@ -70,7 +70,7 @@ async def empty_list(response: aiohttp.ClientResponse) -> None:
     """Remove the items of a list and its continue token; its resource version stays.
 
     Args:
-        response: the answer to a list request, best of one with `limit=1`.
+        response: the answer to a list request, preferably with `limit=1`.
     """
     answer = orjson.loads(await response.content.read())
     version = answer["metadata"]["resourceVersion"]
@@ -79,7 +79,7 @@ async def empty_list(response: aiohttp.ClientResponse) -> None:
 
 
 async def pretend_empty_list(response: aiohttp.ClientResponse) -> None:
-    """Turn a refused list into an empty one without a resource version.
+    """Turn a rejected list into an empty one without a resource version.
 
     A watch without a resource version begins with all objects that exist.
     """

@@ -1,6 +1,7 @@
-"""Apply: carry out a Plan. Status first, then deletions, then the children of a new attempt.
+"""Apply: carries out a Plan: the status first, then deletions, then the children of an attempt.
 
-Called by `reconcile`. Every step is safe to repeat after a crash between any two of them.
+Called by `reconcile`; children are created by `executors.cluster_pods`. Every step is safe to
+repeat after a crash between any two of them.
 """
 
 from collections.abc import Callable
@@ -30,10 +31,10 @@ class Applier:
         """Write the status of a plan.
 
         Pods are deleted even if the status cannot be written, unless it was decided on an old
-        state: a status that the server refuses must not keep pods alive.
+        state: a status that the API server rejects must not keep pods running.
 
         Raises:
-            ApiError: The API server refused or did not answer; observing again is safe.
+            ApiError: The API server rejected a request or did not answer; reconcile again.
         """
         try:
             if job is not None:
@@ -58,7 +59,7 @@ class Applier:
 
         Raises:
             NameConflictError: A child's name is taken.
-            ApiError: The API server refused or did not answer; observing again is safe.
+            ApiError: The API server rejected a request or did not answer; reconcile again.
         """
         note = self.notes.of(job.uid, self.clock())
         pod = await self.pods.start_attempt(job, start, note)
@@ -80,7 +81,7 @@ class Applier:
         )
 
     async def write_status(self, job: JobView, plan: Plan) -> bool:
-        """Write the operator's share of status, if it differs; returns whether it did."""
+        """Write the operator's part of status if it differs; returns whether it did."""
         if plan.status is None or plan.status == job.status:
             return False
         patch = manifests.status_patch(job, plan.status)
@@ -91,10 +92,10 @@ class Applier:
         return True
 
     async def _remove_co_owned(self, patch: Raw, written: Raw) -> Raw:
-        """Remove fields that this apply has left out and another field manager owns as well.
+        """Remove fields that this apply has left out and that another field manager also owns.
 
-        Server-side apply only removes what nobody else owns. Without this the operator would find
-        a difference, and write, at every reconcile.
+        Server-side apply removes only fields without another owner. Otherwise the operator would
+        find a difference, and write, at every reconcile.
         """
         stayed = set(written.get("status", {})) - set(patch["status"]) - {"progress"}
         if not stayed:

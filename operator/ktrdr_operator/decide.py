@@ -1,7 +1,7 @@
-"""Decide: Snapshot and time in, Plan out. Pure; the rules are in `policies/`.
+"""Decide: pure function from Snapshot and time to Plan; the policies are in `policies/`.
 
-The only place where a status is decided, refusals and unreadable objects included. Called by
-`reconcile`, which hands the Plan to `apply`.
+The only place where a status is decided, also after a failed create, a rejected status or an
+unreadable spec. Called by `reconcile`, which passes the Plan to `apply`.
 """
 
 from dataclasses import replace
@@ -58,7 +58,7 @@ def decide(snapshot: Snapshot, now: datetime, limits: Limits) -> Plan:
     if job is None:
         return Plan(deletions=_orphaned_pods(snapshot, keep_own=False))
     if job.deleting:
-        # `--cascade=orphan`: the garbage collector takes the owner references off, pods stay.
+        # `--cascade=orphan`: the garbage collector removes the owner references; the pods stay.
         return Plan() if job.orphaning else Plan(deletions=_orphaned_pods(snapshot, keep_own=False))
     deletions = _orphaned_pods(snapshot, keep_own=True) + _unneeded_pods(snapshot, job)
     if is_true(job.status, C.FINISHED):
@@ -82,7 +82,7 @@ def _first_result(policy_input: PolicyInput) -> PolicyResult:
 
 
 def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime) -> Plan:
-    """Turn the result of a policy into a whole plan: conditions, counters and Events."""
+    """Build the plan from the result of a policy: status with conditions, Events, requeue."""
     requeue = result.requeue_seconds
     if result.is_silent:
         return Plan(status=job.status, start=result.start, requeue_seconds=requeue)
@@ -121,7 +121,7 @@ def _earlier(seconds: float | None, limit: float) -> float:
 def _finished(
     snapshot: Snapshot, job: JobView, now: datetime, deletions: tuple[PodDeletion, ...]
 ) -> Plan:
-    """Leave the end as it is, stop what still runs, and delete the job when its time is over."""
+    """Keep the status, delete pods that still run, and delete the job when its TTL is over."""
     unfinished = tuple(d for pod in _unfinished(snapshot, job) for d in deletion_of(pod))
     plan = Plan(status=_restamp(job), deletions=deletions + unfinished)
     ttl = job.spec.ttl_seconds_after_finished
@@ -148,18 +148,18 @@ def _finish_time(job: JobView) -> datetime:
 
 
 def _orphaned_pods(snapshot: Snapshot, *, keep_own: bool) -> tuple[PodDeletion, ...]:
-    """Pods whose TrainingJob is deleted, is being deleted, or is an earlier one of this name."""
+    """Pods whose TrainingJob is deleted, being deleted, or a deleted one of the same name."""
     own = snapshot.job.uid if snapshot.job is not None and keep_own else None
     return tuple(
         deletion
         for pod in snapshot.pods
-        if pod.owner_uid not in ("", own)  # empty: another owner's pod that has our label
+        if pod.owner_uid not in ("", own)  # empty: a pod of another owner with the label
         for deletion in deletion_of(pod)
     )
 
 
 def _unneeded_pods(snapshot: Snapshot, job: JobView) -> tuple[PodDeletion, ...]:
-    """Own pods to delete: superseded, lingering, or older than the history that is kept."""
+    """Own pods to delete: superseded, lingering, or beyond `spec.historyLimit`."""
     mine = [pod for pod in snapshot.pods if pod.owner_uid == job.uid and not pod.gone]
     attempt = job.status.attempt
     decided = is_true(job.status, C.FINISHED) or job.status.attempt_state == "Ended"
@@ -191,7 +191,7 @@ def _restamp(job: JobView) -> TrainingJobStatus:
 
 
 def _final_progress(status: TrainingJobStatus) -> Progress | None:
-    """Progress of a job that has finished: the columns must not look as if it went on."""
+    """Progress of a finished job: the printer columns must not look as if it were running."""
     progress = status.progress
     if progress is None:
         return None
@@ -205,8 +205,8 @@ def _final_progress(status: TrainingJobStatus) -> Progress | None:
 
 
 def _minimal_status(status: TrainingJobStatus, why: str) -> TrainingJobStatus:
-    """The same state without anything that came from outside: the API server refused some of it."""
-    words = f"The API server refused part of this status: {why}"
+    """The same status without foreign values: the API server has rejected one of them."""
+    words = f"The API server rejected part of this status: {why}"
     plain = words.encode("ascii", errors="replace").decode()[:1024]
     failure, result, receipt = status.failure, status.result, status.cancellation
     if result is not None:
@@ -235,7 +235,7 @@ def _conditions(job: JobView, result: PolicyResult, now: datetime) -> tuple[Cond
     is_running = result.changes.get("attempt_state") is AttemptState.RUNNING
     if result.phase is Phase.CANCELLING and (is_running or is_true(job.status, C.RUNNING)):
         true |= {C.RUNNING}  # until the process has ended
-    # Programs wait for "Retrying", whatever the cause; `status.reason` has the cause.
+    # Programs wait for the reason Retrying, whatever the cause; `status.reason` has the cause.
     reason = Reason.RETRYING if result.phase is Phase.RETRYING else result.reason
     conditions = []
     for kind in ConditionType:
@@ -258,7 +258,7 @@ def _conditions(job: JobView, result: PolicyResult, now: datetime) -> tuple[Cond
 def _events(
     before: TrainingJobStatus, after: TrainingJobStatus, result: PolicyResult
 ) -> tuple[PlannedEvent, ...]:
-    """One Event per transition, and one for the warnings of a trainer that has ended."""
+    """One Event per transition, and one for the warnings of an ended trainer."""
     events = []
     is_known = (before.phase, before.reason) == (after.phase, after.reason)
     if not is_known and result.reason is not Reason.STARTING:

@@ -1,9 +1,9 @@
 """Kubernetes Events: the history of a TrainingJob, for `kubectl events` and `kubectl describe`.
 
-`reconcile` records, a background task posts. Events never delay or fail a reconcile: what a user
-must act on is also in status. They are held back for some seconds while workers are busy, so that
-pods are created before Events. The one exception is `post_now`, for the last Event of a TrainingJob
-that is about to be deleted. An Event that cannot be posted is counted and logged.
+`reconcile` records Events, a background task posts them. They never delay or fail a reconcile:
+whatever a user must act on is also in status. They are held back for some seconds while workers are
+busy, so that pods are created before Events. The one exception is `post_now`, for the last Event of
+a TrainingJob that is about to be deleted. An Event that cannot be posted is counted and logged.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ log: Final = logging.getLogger(__name__)
 QUEUE_LIMIT: Final = 5000
 """Maximum number of Events that wait: ten transitions of 500 jobs. More are dropped and counted."""
 REMEMBERED: Final = 10000
-"""Latest Events, so that the same one is not posted twice."""
+"""Maximum number of Events remembered, so that the same one is not posted twice."""
 TRIES: Final = 4
 """Requests per Event, with pauses of 1, 2 and 4 s; the API server may be restarting."""
 MESSAGE_MAX_LENGTH: Final = 1024
@@ -38,7 +38,7 @@ POLL_SECONDS: Final = 0.1
 """Time between checks whether workers are still busy."""
 
 _LOGGED: Final = {"namespace": "namespace", "job": "name", "uid": "uid"}
-"""Fields of a log line, and where they are in the involved object."""
+"""Fields of a log line, and their names in the involved object."""
 
 Kind = Literal["Normal", "Warning"]
 
@@ -104,7 +104,7 @@ def _identity(event: Raw) -> tuple[str, str]:
 
 @dataclass
 class EventRecorder:
-    """Takes Events immediately and posts them in the background."""
+    """Records Events immediately and posts them in the background."""
 
     cluster: ClusterApi
     metrics: Metrics

@@ -1,9 +1,9 @@
-"""Health checks: a canary that does real work, and the HTTP server of /healthz and /metrics.
+"""Health checks: heartbeats of all vital tasks, and the HTTP server of /healthz and /metrics.
 
-Watches prove that they are alive by what they receive, workers by a key that goes through the work
-queue like any other. A process that runs but no longer receives events therefore fails its liveness
-probe. The server also measures how late the event loop wakes up, for as long as it serves. Started
-by `__main__`; `watches` and `leader` report heartbeats.
+A watch sends a heartbeat when it receives data, workers when they process the canary, a key that
+goes through the work queue like any other. A process that runs but no longer receives events
+therefore fails its liveness probe. The server also measures how late the event loop wakes up.
+Started by `__main__`; `watches` and `leader` report heartbeats.
 """
 
 import asyncio
@@ -24,9 +24,8 @@ SILENCE_SECONDS: Final = 180.0
 70 s, so a longer silence is a hang."""
 CANARY_SECONDS: Final = 5.0
 SAMPLE_SECONDS: Final = 0.05
-"""Time between measurements of the event loop. A pause that begins between two of them is measured
-up to this much too short. All of them cost 0.4 % of a core, nearly all for waking up (measured on
-busy cores)."""
+"""Time between measurements of the event loop. The part of a pause before the next measurement is
+due is not measured. They cost 0.4 % of a core (measured on busy cores)."""
 WORKERS: Final = "workers"
 CANARY: Final = JobKey("", "")
 """A key that no TrainingJob can have: it proves that a worker takes keys and finishes them."""
@@ -103,7 +102,7 @@ async def serve(port: int, liveness: Liveness, metrics: Metrics) -> web.AppRunne
         )
 
     async def measured_loop(_: web.Application) -> AsyncIterator[None]:
-        # From the start: reading the initial list is when the loop is busiest.
+        # From the start, because the loop is busiest during the initial list.
         measuring = asyncio.create_task(measure_loop(metrics))
         yield
         measuring.cancel()
@@ -113,7 +112,7 @@ async def serve(port: int, liveness: Liveness, metrics: Metrics) -> web.AppRunne
     app = web.Application()
     app.cleanup_ctx.append(measured_loop)
     app.add_routes([web.get("/healthz", healthz), web.get("/metrics", exposition)])
-    # Without keep-alive: at its end kopf waits 5 s for every task that it does not know.
+    # Without keep-alive: when kopf stops, it waits 5 s for every task that it does not know.
     runner = web.AppRunner(app, shutdown_timeout=1.0, handle_signals=False, keepalive_timeout=0)
     await runner.setup()
     site = web.TCPSite(runner, port=port)

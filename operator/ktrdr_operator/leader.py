@@ -74,7 +74,7 @@ class Leader:
         while True:
             await asyncio.sleep(RETRY_SECONDS)
             left = self._renewed_at + RENEW_SECONDS - self.clock()
-            # Not even tried when late: another operator may have led and released it meanwhile.
+            # Not tried when late: another operator may have acquired and released it meanwhile.
             if left > 0 and await self._try_within(left):
                 heartbeat()
             elif self._is_held_by_other():

@@ -1,6 +1,6 @@
-"""Logging: one JSON object a line, with the fields by which a job's story can be found.
+"""Logging: one JSON object per line, with the fields that identify a job.
 
-Set up once by `__main__`. Modules log through `logging.getLogger(__name__)` and pass namespace,
+Configured once by `__main__`. Modules log through `logging.getLogger(__name__)` and pass namespace,
 job, uid and attempt as `extra`.
 """
 
@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 FIELDS: Final = ("namespace", "job", "uid", "attempt")
-"""Extra attributes of a record that are part of the line."""
+"""Extra attributes of a record that are added to the line."""
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON; foreign text cannot break the line."""
+    """Formats a record as one line of JSON; foreign text cannot break the line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
@@ -39,6 +39,6 @@ def configure(level: str, style: Literal["json", "text"]) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # kopf says something about every object it sees; its warnings are enough.
+    # kopf logs a line about every object it sees; its warnings are enough.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

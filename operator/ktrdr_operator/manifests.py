@@ -1,8 +1,8 @@
 """Manifests of the children of a TrainingJob. Pure; `executors.cluster_pods` sends them.
 
 Every child of a job has a deterministic name, a controller owner reference with the job's UID, and
-the labels that the watch and `kubectl logs -l ktrdr.io/job=...` select by. Pods meet the
-`restricted` Pod Security Standard.
+the labels by which the watch and `kubectl logs -l ktrdr.io/job=...` select. Pods meet the Pod
+Security Standard `restricted`.
 """
 
 from collections.abc import Mapping
@@ -31,14 +31,14 @@ MALLOC_ENV: Final = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
-"""Keeps glibc from giving tensors back to the kernel at every step (measured: LSTM 1.7x)."""
+"""Keeps glibc from returning tensors to the kernel at every step (measured: LSTM 1.7x faster)."""
 _FINAL_PHASES: Final = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
 _RBAC: Final = "rbac.authorization.k8s.io"
 
 
 @dataclass(frozen=True)
 class PodDefaults:
-    """What the installation says about all trainer pods."""
+    """Settings of the installation for all trainer pods."""
 
     image: str
     image_pull_policy: str
@@ -49,21 +49,21 @@ class PodDefaults:
     """Keys of labels that are copied from the TrainingJob."""
     inherited_annotations: tuple[str, ...] = ()
     run_as_user: int | None = names.TRAINER_UID
-    """None leaves it to the cluster, which assigns one (OpenShift)."""
+    """None leaves the choice to the cluster (OpenShift)."""
     fs_group: int | None = names.TRAINER_UID
     role_kind: str = "ClusterRole"
     role_name: str = names.TRAINER_ACCOUNT
 
 
 def fits_into_pod(job: JobView, strategy: StrategyText) -> bool:
-    """Whether the strategy rides in the pod: a small one that the spec holds anyway."""
+    """Whether the strategy becomes an annotation of the pod: if it is inline and small."""
     is_inline = job.spec.strategy.inline is not None
     size = len(strategy.text.encode())
     return is_inline and 0 < size <= names.STRATEGY_ANNOTATION_MAX_BYTES
 
 
 def run_request(job: JobView, start: AttemptStart) -> RunRequest:
-    """Build everything that the trainer needs to know."""
+    """Build the RunRequest of an attempt."""
     limits = job.spec.trainer.resources.limits
     return RunRequest(
         job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
@@ -87,7 +87,7 @@ def run_request(job: JobView, start: AttemptStart) -> RunRequest:
 
 
 def strategy_config_map(job: JobView, strategy: StrategyText) -> Manifest:
-    """The strategy as resolved now: a later edit of its source cannot change this job."""
+    """ConfigMap with the strategy as resolved now: later edits of its source have no effect."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -108,7 +108,7 @@ def trainer_account(namespace: str) -> Manifest:
 
 
 def trainer_role_binding(namespace: str, defaults: PodDefaults) -> Manifest:
-    """Binds the trainers' account to the role of the chart."""
+    """RoleBinding of the trainers' account to the role of the chart."""
     subject = {
         "kind": "ServiceAccount",
         "name": names.TRAINER_ACCOUNT,
@@ -160,7 +160,7 @@ def pod(job: JobView, start: AttemptStart, defaults: PodDefaults, *, rank: int =
 
 
 def _pod_metadata(job: JobView, start: AttemptStart, defaults: PodDefaults, rank: int) -> Manifest:
-    """Ours last: neither the chart nor a user can change what the operator selects by."""
+    """The operator's keys come last, so neither chart nor user can replace them."""
     metadata = _metadata(job, names.pod_name(job.name, start.attempt, rank))
     request = run_request(job, start).model_dump_json(by_alias=True, exclude_none=True)
     own = {names.REQUEST_ANNOTATION: request}
@@ -194,9 +194,10 @@ def _security_context(defaults: PodDefaults) -> Manifest:
 
 
 def _tolerations(job: JobView) -> list[Manifest]:
-    """Nodes with GPUs are usually tainted with the resource's name; only GPU jobs belong there.
+    """Tolerations of the GPUs' taints, for GPU jobs only, and those of the spec.
 
-    As the admission plugin ExtendedResourceToleration does.
+    Nodes with GPUs are usually tainted with the name of the resource. As the admission plugin
+    ExtendedResourceToleration does.
     """
     gpus = [
         name
@@ -211,7 +212,7 @@ def _tolerations(job: JobView) -> list[Manifest]:
 
 
 def _family(gpu: str) -> str:
-    """Taint of the nodes of a vendor, whatever the partition: `nvidia.com/mig-1g.5gb` and so on."""
+    """Taint of all nodes of a vendor, also for partitions such as `nvidia.com/mig-1g.5gb`."""
     return f"{gpu.partition('/')[0]}/gpu"
 
 
@@ -271,8 +272,8 @@ def _volumes(job: JobView, start: AttemptStart) -> list[Manifest]:
     output = job.spec.output.persistent_volume_claim.claim_name
     data_source: Manifest = {"claimName": data}
     if data != output:
-        # On the volume, not only on the mount: a disk that is attached to many nodes must be
-        # attached read-only, and fsGroup must not change the owner of its files.
+        # On the volume, not only on the mount: otherwise a disk that many nodes share cannot be
+        # attached to a second one, and fsGroup changes the owner of its files.
         data_source["readOnly"] = True
     return [
         {"name": "run", "projected": {"sources": _run_sources(job, start)}},
@@ -285,7 +286,7 @@ def _volumes(job: JobView, start: AttemptStart) -> list[Manifest]:
 
 
 def _run_sources(job: JobView, start: AttemptStart) -> list[Manifest]:
-    """RunRequest and strategy as two files, wherever they come from."""
+    """Sources of the RunRequest and the strategy, as two files of one volume."""
     items = [_annotation_file(names.REQUEST_ANNOTATION, names.REQUEST_FILE)]
     if fits_into_pod(job, start.strategy):
         items.append(_annotation_file(names.STRATEGY_ANNOTATION, names.STRATEGY_FILE))
@@ -332,7 +333,7 @@ def _metadata(job: JobView, name: str) -> Manifest:
                 "name": job.name,
                 "uid": job.uid,
                 "controller": True,
-                # `kubectl delete --cascade=foreground` waits until the pods do not exist any more.
+                # `kubectl delete --cascade=foreground` waits until the pods no longer exist.
                 "blockOwnerDeletion": True,
             }
         ],
@@ -340,11 +341,11 @@ def _metadata(job: JobView, name: str) -> Manifest:
 
 
 def status_patch(job: JobView, status: TrainingJobStatus) -> Manifest:
-    """The operator's whole share of status, for server-side apply; progress is the trainer's.
+    """Server-side apply of the operator's whole part of status.
 
-    Until the job has finished: then the operator owns all of status. The version keeps it from an
-    object that this status was not decided on: one that has changed since, or a newer job of the
-    same name.
+    Progress is the trainer's until the job has finished; then the operator owns all of status. The
+    resourceVersion prevents a write to an object on which this status was not decided: one that
+    has changed since, or a newer job of the same name.
     """
     exclude = None if status.phase in _FINAL_PHASES else {"progress"}
     body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude)

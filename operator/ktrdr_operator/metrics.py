@@ -26,18 +26,18 @@ from ktrdr_operator.queue import WorkQueue
 from ktrdr_operator.store import JobKey, Store
 
 FAST: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-"""Seconds: what the operator does itself."""
+"""Bucket bounds in seconds for the operator's own work."""
 SLOW: Final = (20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
-"""Seconds: what waits for schedulers, images and trainers."""
+"""Bucket bounds in seconds for waits for schedulers, images and trainers."""
 FAST_TO_SLOW: Final = (*(bound for bound in FAST if 0.05 <= bound < SLOW[0]), *SLOW)
-"""Seconds: what takes less than a second if nothing waits, and an hour if something does."""
+"""Bucket bounds in seconds for both: below a second without a wait, up to an hour with one."""
 QUEUE_NAME: Final = "trainingjobs"
 
 WatchedKind = Literal["TrainingJob", "Pod"]
 
 
 class _StoreCollector(Collector):
-    """Counts what the store holds at every scrape, so that no gauge can be outdated."""
+    """Counts the objects of the store at every scrape, so that no gauge can be outdated."""
 
     def __init__(self, store: Store, progress_age: Callable[[], float]) -> None:
         self._store, self._progress_age = store, progress_age
@@ -45,7 +45,9 @@ class _StoreCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         phases = Tally(job.phase for job in self._store.jobs.values())
         jobs = GaugeMetricFamily(
-            "ktrdr_jobs", "TrainingJobs by phase; Unseen before the first status.", labels=["phase"]
+            "ktrdr_jobs",
+            "TrainingJobs by phase; Unseen before the operator's first status update.",
+            labels=["phase"],
         )
         for phase in sorted({*phases, *(str(phase) for phase in Phase)}):
             jobs.add_metric([phase or "Unseen"], phases[phase])
@@ -57,7 +59,7 @@ class _StoreCollector(Collector):
         )
         interval = GaugeMetricFamily(
             "ktrdr_report_interval_seconds",
-            "Minimum time between progress reports that trainers are told; 0 when they are not.",
+            "Minimum time between progress reports that trainers are told; 0 without a limit.",
             value=self._store.report_interval_seconds or 0,
         )
         return [jobs, age, interval]
@@ -73,7 +75,7 @@ class _QueueCollector(Collector):
         processing = self._queue.processing_seconds()
         counters = {
             "workqueue_adds_total": (
-                "Keys added, with the key every 5 s that proves that workers are alive.",
+                "Keys added, including the canary of the liveness check every 5 s.",
                 self._queue.adds,
             ),
             "workqueue_retries_total": (
@@ -84,11 +86,11 @@ class _QueueCollector(Collector):
         gauges = {
             "workqueue_depth": ("Keys that wait for a worker.", len(self._queue)),
             "workqueue_unfinished_work_seconds": (
-                "Total time so far of the reconciles that are running.",
+                "Total duration so far of the reconciles in progress.",
                 sum(processing),
             ),
             "workqueue_longest_running_processor_seconds": (
-                "Time so far of the longest running reconcile.",
+                "Duration so far of the longest reconcile in progress.",
                 max(processing, default=0.0),
             ),
         }
@@ -137,7 +139,7 @@ class Metrics:
         )
         self._unreadable_namespaces = Gauge(
             "ktrdr_unreadable_namespaces",
-            "Watched namespaces that the API server does not let the operator read.",
+            "Watched namespaces that the operator is not allowed to read.",
             registry=self.registry,
         )
 
@@ -157,8 +159,8 @@ class Metrics:
         )
         self._expired = self._counter(
             "ktrdr_jobs_expired_total",
-            "TrainingJobs that the operator has deleted because their ttlSecondsAfterFinished was"
-            " over.",
+            "TrainingJobs that the operator has deleted because their ttlSecondsAfterFinished had"
+            " passed.",
         )
 
     def _measure_times(self) -> None:
@@ -198,7 +200,7 @@ class Metrics:
         self._longest_pause_seconds = 0.0
         self._to_running_seconds = self._histogram(
             "ktrdr_time_to_running_seconds",
-            "Time from the first sight of a TrainingJob until its trainer runs.",
+            "Time from the first event of a TrainingJob until its trainer runs.",
             FAST_TO_SLOW,
         )
         self._cancel_seconds = self._histogram(
@@ -275,14 +277,14 @@ class Metrics:
         self._finished.labels(outcome).inc()
 
     def job_expired(self) -> None:
-        """Count a TrainingJob that was deleted after its time to live."""
+        """Count a TrainingJob that was deleted after its TTL."""
         self._expired.inc()
 
     def time_to_running(self, seconds: float) -> None:
-        """Record the time from the first sight of a TrainingJob until its trainer runs.
+        """Record the time from the first event of a TrainingJob until its trainer runs.
 
         Args:
-            seconds: by a monotonic clock: timestamps of the API have whole seconds.
+            seconds: from a monotonic clock, because timestamps of the API have whole seconds.
         """
         self._to_running_seconds.observe(seconds)
 
@@ -295,5 +297,5 @@ class Metrics:
         self._dropped_events.inc()
 
     def exposition(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -1,7 +1,7 @@
-"""Reconcile one TrainingJob: observe, decide, apply; and report failures where users look.
+"""Reconcile one TrainingJob: observe, decide, apply; report failures in status, Events and logs.
 
-The queue's workers call `Reconciler.work` with a key. Level-triggered: it depends on the state it
-finds, never on the event that added the key, so any event may be lost, repeated or late.
+The workers of the queue call `Reconciler.work` with a key. Level-triggered: the result depends on
+the state found, never on the event that added the key, so any event may be lost, repeated or late.
 """
 
 import logging
@@ -45,26 +45,26 @@ from ktrdr_operator.views import Raw, sanitize
 
 log: Final = logging.getLogger(__name__)
 _REFUSED: Final = frozenset({400, 403, 422})
-"""Answers that say the request, not the server, is the trouble."""
+"""Status codes that mean that the request was rejected, not that the server has failed."""
 _ADMISSION_WORDS: Final = ("admission webhook", "denied request", "denied the request")
-"""Of an answer that comes from admission: it may be another one tomorrow, whatever its code."""
+"""Parts of messages from admission: it may accept the same object later, whatever the code."""
 _WEBHOOK_WORDS: Final = ("failed calling webhook", "calling webhook")
 SHOWN_AFTER_FAILURES: Final = 4
-"""Failures in a row of a start, by the server's fault, after which the user is told: the first
-retries come within a second."""
+"""Failures of the server in a row after which a failed start is shown in status: the first retries
+come within a second."""
 
 
 class Clocks(NamedTuple):
-    """Where times come from."""
+    """Sources of times."""
 
     now: Callable[[], datetime]
-    """Wall clock, UTC; stamps status."""
+    """Wall clock, UTC, for times in status."""
     monotonic: Callable[[], float]
     """Seconds, for durations."""
 
 
 class Reconciler:
-    """Brings TrainingJobs, one key at a time, to where their specs want them."""
+    """Reconciles TrainingJobs with their specs, one key at a time."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Reconciler:
         began = self.clock()
         try:
             await self._reconcile(key)
-        except Exception as error:  # one poisonous object must not end a worker
+        except Exception as error:  # one broken object must not end a worker
             delay = self.queue.add_rate_limited(key)
             self.metrics.reconcile(self.clock() - began, "error")
             self._log_failure(key, error, delay)
@@ -137,8 +137,8 @@ class Reconciler:
     async def _apply(self, key: JobKey, snapshot: Snapshot, plan: Plan) -> Plan:
         """Carry out the plan, except for its start and its expiry.
 
-        A status that the server calls invalid is decided again without foreign parts, so that one
-        bad value cannot hold the job.
+        A status that the API server rejects as invalid is decided again without foreign values, so
+        that one bad value cannot block the job.
         """
         job = snapshot.job
         try:
@@ -146,7 +146,10 @@ class Reconciler:
         except Invalid as refused:
             if job is None or plan.status is None:
                 raise
-            log.error("status refused: %s", refused, extra=_where(key, job))
+            where = _where(key, job)
+            log.error(
+                "Status rejected, writing it without foreign values: %s", refused, extra=where
+            )
             words = sanitize(refused.message)[:300]
             plan = decide(replace(snapshot, status_refused=words), self.now(), self.limits)
             await self._write_fresh(key, job, plan)
@@ -167,7 +170,7 @@ class Reconciler:
             raise
 
     async def _start(self, key: JobKey, snapshot: Snapshot, plan: Plan) -> Plan:
-        """Create the children of the attempt; a refusal is decided like everything else."""
+        """Create the children of the attempt; a failure is decided by the policies."""
         job, start = snapshot.job, plan.start
         assert job is not None  # noqa: S101 - a plan with a start has a job
         assert start is not None  # noqa: S101 - as above
@@ -209,7 +212,7 @@ class Reconciler:
         return None
 
     async def _expire(self, key: JobKey, job: JobView, plan: Plan) -> None:
-        """Tell the result for the last time, then delete the TrainingJob."""
+        """Post the result as an Event, then delete the TrainingJob."""
         for event in plan.events:
             await self.events.post_now(_reference(job), event.kind, event.reason, event.message)
             log.info("%s: %s", event.reason, event.message, extra=_where(key, job))
@@ -248,7 +251,7 @@ class Reconciler:
             self.metrics.attempt_started()
 
     async def _refresh(self, key: JobKey) -> None:
-        """The store was behind the server, or ahead of a restored one: read the object again."""
+        """Read the job again: the store was outdated, or newer than a restored etcd."""
         before = self.store.jobs.get(key)
         raw = await self.cluster.get(TRAINING_JOBS, key.namespace, key.name)
         self.store.put_live_job(key, raw, before)
@@ -258,8 +261,8 @@ class Reconciler:
         level = logging.WARNING if expected else logging.ERROR
         known = self.store.jobs.get(key)
         log.log(
-            logging.DEBUG if isinstance(error, Conflict) else level,  # another client wrote, too
-            "reconcile failed, retrying in %.1f s: %s",
+            logging.DEBUG if isinstance(error, Conflict) else level,  # another client has written
+            "Reconcile failed, retrying in %.1f s: %s",
             delay,
             error,
             exc_info=None if expected else error,
@@ -272,11 +275,11 @@ class Reconciler:
 
 
 def _reference(job: JobView) -> Raw:
-    """What an Event needs of the TrainingJob that it is about; the store may not keep its body."""
+    """Metadata of the TrainingJob that an Event is about; the store may not have its body."""
     return {"metadata": {"namespace": job.namespace, "name": job.name, "uid": job.uid}}
 
 
 def _where(key: JobKey, job: JobView, status: TrainingJobStatus | None = None) -> dict[str, object]:
-    """Fields by which a log line is found."""
+    """Extra fields of a log line."""
     attempt = (status or job.status).attempt
     return {"namespace": key.namespace, "job": key.name, "uid": job.uid, "attempt": attempt}

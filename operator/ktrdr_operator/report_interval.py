@@ -1,14 +1,14 @@
-"""Report interval: how long trainers wait between progress reports, for all jobs together.
+"""Report interval: minimum time between progress reports of each trainer, for all jobs together.
 
 Every report rewrites the whole TrainingJob. That costs the API server 6.5 ms of CPU and etcd one
 more revision of the object, which stays for five to ten minutes until it is compacted (measured).
 So two budgets bound what all trainers together write: reports per second, and bytes per second.
 
-The controller counts the TrainingJobs that run or soon will, and their sizes, and keeps the
+The controller counts the TrainingJobs that run or are about to, adds up their sizes, and keeps the
 interval in the store. The policy `running` copies it to `status.reportPeriodSeconds`, which
-trainers obey. A job that starts is told with the status write that it gets anyway. Running jobs
-that have been told another interval are enqueued little by little, because telling all of them
-costs as much as one report of each. Started by `__main__`.
+trainers read. A starting job is told with the status write that it needs anyway. Running jobs that
+have been told another interval are enqueued gradually, because telling all of them costs as much as
+one report of each. Started by `__main__`.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ log: Final = logging.getLogger(__name__)
 
 UPDATE_SECONDS: Final = 5.0
 INTERVALS_SECONDS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 240, 480, 900, 1800, 3600)
-"""Few, so that not every job that starts or ends changes the interval of all others."""
+"""Few values, so that a job that starts or ends seldom changes the interval of all others."""
 UNTOLD_SECONDS: Final = 0.5
-"""Shortest interval of a trainer without `status.reportPeriodSeconds`: its epochs may be so short.
-Their routine reports come every 2 s."""
+"""Minimum interval of a trainer without `status.reportPeriodSeconds`, if its epochs are that short;
+its routine reports come every 2 s."""
 HYSTERESIS: Final = 1.5
-"""The interval is shortened only if the budgets would allow for half as much again."""
+"""The interval is shortened only if the budgets allow half as many reports again."""
 STORED_SHARE: Final = 1.07
 """etcd bytes per byte of object: 1.06 at 8 kB, 1.05 at 72 kB, 1.02 at 147 kB (measured)."""
 TOLD_PER_SECOND: Final = 20.0
@@ -39,7 +39,7 @@ TOLD_PER_SECOND_MAXIMUM: Final = 100.0
 """The same while reports exceed the budgets: twice the 50 pods per second that a scheduler starts,
 so that telling keeps up with starting."""
 TOLD_ALL_SECONDS: Final = 60.0
-"""While reports exceed the budgets, all jobs are told within this time, however many they are."""
+"""While reports exceed the budgets, all jobs are told within this time, whatever their number."""
 RETRY_SECONDS: Final = 60.0
 """A job that has not taken the interval after this time is enqueued again."""
 
@@ -60,13 +60,13 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportBudget:
-    """What all trainers together may write."""
+    """Maximum rates of all progress reports together."""
 
     writes_per_second: float
     bytes_per_second: float
 
     def required_seconds(self, jobs: int, size_bytes: int) -> float:
-        """Shortest interval that keeps both budgets.
+        """Shortest interval that keeps reports within both budgets.
 
         Args:
             jobs: trainers that report.
@@ -75,7 +75,7 @@ class ReportBudget:
         return max(jobs / self.writes_per_second, size_bytes * STORED_SHARE / self.bytes_per_second)
 
     def count_urgent(self, running: list[Running], stale: list[Running], told: int | None) -> int:
-        """How many stale jobs have to be told until both budgets hold.
+        """Number of stale jobs that have to be told until both budgets hold.
 
         Args:
             running: all jobs that report, each at the interval it has been told.
@@ -96,12 +96,11 @@ class ReportBudget:
 
 
 def choose_interval(required_seconds: float, before: int | None) -> int | None:
-    """Seconds that each trainer must wait between reports; None when they need not be told.
+    """Choose the interval that each trainer is told; None when they need not be told.
 
     Args:
-        required_seconds: shortest interval that keeps the budgets.
-        before: the previous answer. It is kept until the budgets allow for a shorter one with room
-            to spare.
+        required_seconds: shortest interval that keeps reports within the budgets.
+        before: the previous interval. It is kept until HYSTERESIS allows a shorter one.
     """
     shortest = _round_up(required_seconds)
     if before is None or (shortest or 0) >= before:
@@ -117,7 +116,7 @@ def _round_up(seconds: float) -> int | None:
 
 
 def tell_per_second(running: int, urgent: int) -> float:
-    """How many jobs per second are told.
+    """Number of jobs per second that are told.
 
     Args:
         running: jobs that report.
@@ -135,9 +134,9 @@ class ReportIntervalController:
     queue: WorkQueue[JobKey]
     budget: ReportBudget
     _enqueued: dict[JobKey, float] = field(default_factory=dict, init=False)
-    """When a job was enqueued to be told the present interval."""
+    """Time at which a job was enqueued to be told the present interval."""
     _is_exceeded: bool = field(default=False, init=False)
-    """Whether the longest interval does not keep the budgets."""
+    """Whether reports exceed the budgets even with the longest interval."""
 
     async def run(self) -> None:
         """Update forever."""
@@ -167,7 +166,7 @@ class ReportIntervalController:
 
     def _tell(self, running: list[Running], interval: int | None) -> None:
         now = self.queue.clock()
-        # Largest first: these fill etcd fastest.
+        # Largest objects first: they fill etcd fastest.
         stale = sorted((job for job in running if job.told != interval), reverse=True)
         recently = now - RETRY_SECONDS
         self._enqueued = {
@@ -199,6 +198,6 @@ class ReportIntervalController:
 
 
 def _reports_soon(job: KnownJob) -> bool:
-    """Whether the trainer runs or is about to: a burst of jobs then changes the interval once."""
+    """Whether the trainer runs or is about to; so a burst of jobs changes the interval once."""
     is_starting = job.phase in ("", Phase.STARTING) and not job.is_waiting
     return is_starting or job.phase == Phase.RUNNING

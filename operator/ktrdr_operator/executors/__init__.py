@@ -1,1 +1,1 @@
-"""How a plan becomes processes: one module per place a trainer can run."""
+"""Executors start and stop the trainers of attempts: one module per place where trainers run."""

@@ -1,6 +1,6 @@
-"""Runs attempts as pods of the cluster. Called by `apply`; sends what `manifests` describes.
+"""Cluster executor: runs attempts as pods. Called by `apply`; sends the objects of `manifests`.
 
-Creating is safe to repeat: a child that exists and is ours is left as it is, one that belongs to
+Creating is safe to repeat: an existing child of the same TrainingJob is left as it is; an object of
 another owner is a NameConflict and stays untouched.
 """
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class NameConflictError(Exception):
-    """A child's name is taken by an object of another owner, or by one that is being deleted."""
+    """The name of a child is taken by an object of another owner, or by one being deleted."""
 
 
 @dataclass
@@ -41,27 +41,27 @@ class ClusterPods:
     cluster: ClusterApi
     defaults: PodDefaults
     _prepared: set[str] = field(default_factory=set)
-    """Namespaces whose trainers have an account."""
+    """Namespaces that have the trainers' account and role binding."""
 
     def forget_prepared(self) -> None:
         """Make sure of the accounts and role bindings again: somebody may have deleted one."""
         self._prepared.clear()
 
     async def start_attempt(self, job: JobView, start: AttemptStart, note: Note) -> Raw:
-        """Create the children of one attempt; returns the pod as the server has it.
+        """Create the children of one attempt; returns the pod as stored by the API server.
 
-        The pod comes last: where there is a pod, there is everything that it needs.
+        The pod is created last: if it exists, everything that it needs exists.
 
         Raises:
             NameConflictError: A name is taken; the other owner's object was not touched.
-            ApiError: The API server refused or did not answer; safe to repeat.
+            ApiError: The API server rejected a request or did not answer; safe to repeat.
         """
         await self._prepare(job.namespace)
         is_stored = note.stored_strategy or start.strategy.is_stored
         if not manifests.fits_into_pod(job, start.strategy) and not is_stored:
             manifest = manifests.strategy_config_map(job, start.strategy)
             stored = await self._create(job, CONFIG_MAPS, manifest)
-            # A try that was cut off may have stored it, and the source may have changed since.
+            # An interrupted try may have stored it, and the source may have changed since.
             text = stored["data"][names.STRATEGY_FILE]
             start = replace(start, strategy=replace(start.strategy, text=text))
             note.stored_strategy = True
@@ -78,7 +78,7 @@ class ClusterPods:
         await _together(*(self.cluster.delete(PODS, namespace, p.name, uid=p.uid) for p in pods))
 
     async def _prepare(self, namespace: str) -> None:
-        """Make sure that the trainers of a namespace have their account and its rights."""
+        """Create the trainers' account and role binding of a namespace if they are missing."""
         if namespace in self._prepared:
             return
         await _together(
@@ -111,7 +111,7 @@ class ClusterPods:
             name = manifest["metadata"]["name"]
             present = await self.cluster.get(resource, job.namespace, name)
             if present is None:
-                raise  # deleted between the two: the next try will do
+                raise  # deleted between the two requests: the next try creates it
             conflict = _conflict(job, f'{resource.kind} "{name}"', present)
             if conflict is not None:
                 raise NameConflictError(conflict) from refused
@@ -119,12 +119,12 @@ class ClusterPods:
 
 
 def _conflict(job: JobView, what: str, present: Raw) -> str | None:
-    """Why an object that has the name cannot be used; None when it is ours."""
+    """Why an object with the name cannot be used; None if it is a child of this job."""
     owner = training_job_uid(present["metadata"])
     if owner == job.uid:
         if "deletionTimestamp" not in present["metadata"]:
             return None
-        return f"{what} is being deleted; the job starts when it does not exist any more"
+        return f"{what} is being deleted; the job starts once it no longer exists"
     if owner:
         return (
             f"{what} is left over from a deleted TrainingJob of this name; this job starts when "
@@ -137,7 +137,7 @@ def _conflict(job: JobView, what: str, present: Raw) -> str | None:
 
 
 async def _together(*calls: Coroutine[Any, Any, T]) -> list[T]:
-    """Send all concurrently and wait for all; then raise the first error, if any.
+    """Await all calls concurrently; then raise the first error, if any.
 
     Not a TaskGroup: it would cancel calls in flight, whose outcome would then be unknown.
     """

@@ -1,7 +1,7 @@
-"""Cancel in three stages: the stop token, then SIGTERM by deleting the pod, then SIGKILL.
+"""Cancellation in three stages: the stop token, SIGTERM by deleting the pod, SIGKILL.
 
-`Cancelled` is reported only when no trainer process is left. A run that completed before the cancel
-request reached it has completed: its model is not thrown away.
+The phase becomes Cancelled only when no trainer process is left. A run that completed before the
+cancel request reached it is completed: its model is kept.
 """
 
 from datetime import timedelta
@@ -101,7 +101,7 @@ def _stopped(policy_input: PolicyInput, receipt: CancellationReceipt) -> PolicyR
         return None
     end = policy_input.pod.termination if policy_input.pod is not None else None
     moment = end.finished if end and end.finished else policy_input.now
-    # Between two attempts nothing ran: what had ended before the request stopped with it.
+    # Between two attempts no trainer runs: stoppedTime is not before requestedTime.
     stopped = format_timestamp(max(moment, parse_timestamp(receipt.requested_time)))
     acknowledged = receipt.acknowledged_time
     if acknowledged is None and result is not None and result.outcome is Outcome.CANCELLED:

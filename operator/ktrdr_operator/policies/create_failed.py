@@ -1,8 +1,8 @@
 """A child could not be created: quota, admission, a webhook, a taken name, or an invalid pod.
 
-`reconcile` evaluates the Snapshot a second time when the API server has refused a start. The words
-of the server are shown in status, and the next try comes after as long as the refusals have lasted
-(1 s to 60 s): exponential, without a counter, and the same after a restart of the operator.
+`reconcile` decides a second time when a create of a start has failed. The status shows the message
+of the API server. The pause until the next try is as long as the failures have lasted (1 s to 60
+s): exponential, without a counter, and the same after a restart of the operator.
 """
 
 from datetime import timedelta
@@ -43,7 +43,7 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
 
 
 def retry_seconds(policy_input: PolicyInput, reason: str) -> float:
-    """Seconds until the next try: as many as this reason has lasted."""
+    """Seconds until the next try: as long as this reason has lasted."""
     before = policy_input.status.waiting
     if before is None or before.reason != reason:
         return MIN_SECONDS

@@ -1,10 +1,10 @@
-"""The current attempt has ended: completed, failed for good, or to be tried again.
+"""The current attempt has ended: it completed, failed without a retry, or is retried.
 
 A disruption is an end that the trainer did not cause: eviction, preemption, drain, a deleted pod, a
 lost node, SIGTERM, a pod that failed before its container started. Disruptions are not counted
 against `backoffLimit`; while no new checkpoint comes they back off and are bounded by
-`disruptionLimit`. A bad request, bad data and OOM are not tried again: the next attempt would end
-the same way.
+`disruptionLimit`. A bad request, bad data and OOM are not retried: the next attempt would end the
+same way.
 """
 
 import signal
@@ -24,7 +24,7 @@ from ktrdr_operator.policies.interface import (
 from ktrdr_operator.snapshot import PodView, Termination
 
 _SIGNAL_BASE: Final = 128
-"""A process ended by signal N exits, to the kubelet, with 128 + N."""
+"""The kubelet reports exit code 128 + N for a process that was ended by signal N."""
 _LOST_BY_KUBELET: Final = "ContainerStatusUnknown"
 """The kubelet's reason, with exit code 137, for a container that its node no longer knows.
 Source: kubernetes/pkg/kubelet/container/runtime.go, ContainerReasonStatusUnknown."""
@@ -39,7 +39,7 @@ _SHOWN_METRICS: Final = ("test_accuracy", "test_loss")
 
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
-    """Decide when the pod has ended and its end has not been decided yet."""
+    """Decide when the pod has ended and no decision about its end has been recorded."""
     pod = policy_input.pod
     if pod is None or not pod.ended or policy_input.is_waiting_for_retry:
         return None
@@ -52,7 +52,7 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
 
 
 def _judge(policy_input: PolicyInput, failure: Failure) -> PolicyResult:
-    """Fail for good, or retry."""
+    """Fail the job, or retry."""
     if failure.reason == Reason.OOM_KILLED or failure.exit_code in _FINAL_EXIT_CODES:
         return _failed(policy_input, Reason(failure.reason), failure)
     if policy_input.job.unreadable:
@@ -65,8 +65,8 @@ def _judge(policy_input: PolicyInput, failure: Failure) -> PolicyResult:
 def disrupted(policy_input: PolicyInput, cause: str) -> PolicyResult:
     """Retry after a disruption.
 
-    Immediately if the attempt has left a new checkpoint: it made progress. Otherwise with a delay
-    that doubles with each disruption in a row, and not more often than `disruptionLimit`.
+    Immediately if the attempt has saved a new checkpoint, because it made progress. Otherwise with
+    a delay that doubles with each disruption in a row, at most `disruptionLimit` times.
     """
     status = policy_input.status
     in_a_row = 0 if _has_new_checkpoint(policy_input) else status.disruptions_since_checkpoint + 1
@@ -93,7 +93,7 @@ def disrupted(policy_input: PolicyInput, cause: str) -> PolicyResult:
 
 
 def _has_new_checkpoint(policy_input: PolicyInput) -> bool:
-    """Whether this attempt has got further than the one before: `status` has that one's."""
+    """Whether this attempt has a later checkpoint than the previous one, which is in status."""
     latest, before = policy_input.checkpoint, policy_input.status.checkpoint
     return latest is not None and (before is None or latest.step > before.step)
 
@@ -127,7 +127,7 @@ def _disrupted_too_often(policy_input: PolicyInput, cause: str, in_a_row: int) -
 
 
 def _disruption(pod: PodView) -> str | None:
-    """What has stopped the pod, when it was not its trainer."""
+    """Cause of a disruption; None if the trainer itself ended."""
     end, name = pod.termination, f'Pod "{pod.name}"'
     if pod.never_started:
         words = pod.message or (end.message or end.reason if end else "")
@@ -206,7 +206,7 @@ def _retry(policy_input: PolicyInput, failure: Failure) -> PolicyResult:
 def _failure(policy_input: PolicyInput, pod: PodView) -> Failure:
     end = pod.termination
     if end is None:
-        words = pod.message or "without a word of its container"
+        words = pod.message or "no container has reported a reason"
         message = f'Pod "{pod.name}" failed: {words}; see kubectl describe pod {pod.name}'
         return Failure(attempt=pod.attempt, reason=Reason.TRAINER_FAILED, message=message)
     number = end.exit_code - _SIGNAL_BASE

@@ -1,7 +1,7 @@
-"""Input and result of a policy, and the transitions of an attempt.
+"""Input and result of a policy, and the state transitions of an attempt.
 
-An attempt is Pending (no trainer started), Running or Ended; `status.attemptState` says which, and
-only the functions at the end of this module change it, together with the fields that go with it.
+An attempt is Pending (its trainer has not started), Running or Ended, as in `status.attemptState`.
+Only the functions at the end of this module change it, together with the fields that depend on it.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from ktrdr_operator.snapshot import AttemptStart, JobView, Limits, PodDeletion, 
 MESSAGE_MAX_LENGTH: Final = 1024
 """Limit of the CRD."""
 CREATE_FAILURES: Final = frozenset({Reason.FAILED_CREATE, Reason.NAME_CONFLICT})
-"""Reasons of `status.waiting` that a failed create of a child has left there."""
+"""Reasons of `status.waiting` after a failed create of a child."""
 REWORD_SECONDS: Final = 30.0
 """A message of these reasons is not rewritten more often: with 1,000 pending pods the scheduler's
 words change at every change of the cluster."""
@@ -33,7 +33,7 @@ REWORDED_SLOWLY: Final = frozenset(
 
 @dataclass(frozen=True)
 class PolicyInput:
-    """One TrainingJob that exists and has not finished, at one moment."""
+    """Snapshot of a TrainingJob that exists and has not finished, with time and settings."""
 
     snapshot: Snapshot
     job: JobView
@@ -42,7 +42,7 @@ class PolicyInput:
 
     @property
     def status(self) -> TrainingJobStatus:
-        """Status as it stands."""
+        """Present status of the job."""
         return self.job.status
 
     @property
@@ -52,7 +52,7 @@ class PolicyInput:
 
     @property
     def attempt(self) -> int:
-        """Number of the current attempt; attempt 1 may run before it is on record."""
+        """Number of the current attempt; attempt 1 may run before it is recorded."""
         started = self.pod is not None or self.has_reported
         return self.status.attempt or int(started)
 
@@ -82,9 +82,10 @@ class PolicyInput:
 
     @property
     def result(self) -> RunResult | None:
-        """Run result of the current attempt, if it is about this very TrainingJob.
+        """Run result of the current attempt, if it has the UID of this TrainingJob.
 
-        Or about none: a trainer that could not read its request does not know the job's UID.
+        A failure without a UID counts, too: a trainer that could not read its request does not know
+        the UID.
         """
         end = self.pod.termination if self.pod is not None else None
         result = end.result if end is not None else None
@@ -94,7 +95,7 @@ class PolicyInput:
 
     @property
     def create_failure(self) -> Waiting | None:
-        """Why a child could not be created, until the pod is known."""
+        """Latest failed create in `status.waiting`; None once the pod is known."""
         waiting = self.status.waiting
         return waiting if waiting is not None and waiting.reason in CREATE_FAILURES else None
 
@@ -102,8 +103,8 @@ class PolicyInput:
     def checkpoint(self) -> CheckpointStatus | None:
         """Latest durable checkpoint.
 
-        Of the run result if it has one, otherwise of this attempt's progress reports, otherwise
-        as in `status.checkpoint`.
+        From the run result if it has one, otherwise from this attempt's progress reports, otherwise
+        from `status.checkpoint`.
         """
         if self.result is not None and self.result.checkpoint is not None:
             return CheckpointStatus(**self.result.checkpoint.model_dump())
@@ -112,13 +113,13 @@ class PolicyInput:
         return reported or self.status.checkpoint
 
     def unfinished_pods(self) -> tuple[PodView, ...]:
-        """Pods of this very TrainingJob in which a trainer may still run."""
+        """Pods of this TrainingJob in which a trainer may still run."""
         return tuple(
             pod for pod in self.snapshot.pods if pod.owner_uid == self.job.uid and not pod.ended
         )
 
     def pods_of_deleted_job(self) -> tuple[PodView, ...]:
-        """Pods of an earlier TrainingJob of the same name that still hold their names."""
+        """Pods of a deleted TrainingJob of the same name that still exist."""
         return tuple(
             pod
             for pod in self.snapshot.pods
@@ -130,7 +131,7 @@ class PolicyInput:
         return max((moment - self.now).total_seconds(), 0.0)
 
     def waiting(self, reason: Reason, message: str, *, retry_time: str | None = None) -> Waiting:
-        """Build `status.waiting`, with the time at which this reason began.
+        """Build `status.waiting`, with the time since which this reason has lasted.
 
         The message of a reason that is often reworded is kept for `REWORD_SECONDS` after a write;
         these pods are looked at again after that.
@@ -152,18 +153,18 @@ class PolicyInput:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """The state that a policy found, and what is to be done about it."""
+    """Decision of a policy: the state of the job, and the actions."""
 
     phase: Phase
     reason: Reason
     message: str
     changes: dict[str, Any] = field(default_factory=dict)
-    """Status fields to set, by their Python names; what is not named stays."""
+    """Status fields to set, by their Python names; other fields stay."""
     start: AttemptStart | None = None
     deletions: tuple[PodDeletion, ...] = ()
     requeue_seconds: float | None = None
     is_silent: bool = False
-    """Leave the status as it is: nothing has happened yet that is worth a write."""
+    """Whether to leave the status unchanged, to save a write."""
 
 
 def format_timestamp(moment: datetime) -> str:
@@ -172,27 +173,27 @@ def format_timestamp(moment: datetime) -> str:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """The inverse of `format_timestamp`."""
+    """Parse the output of `format_timestamp`."""
     return datetime.fromisoformat(text)
 
 
 def end_of_second(text: str) -> datetime:
-    """Latest moment that a timestamp of whole seconds can stand for: a deadline is never early."""
+    """End of the second of a timestamp, so that a deadline computed from it is never early."""
     return parse_timestamp(text) + timedelta(seconds=1)
 
 
 def deletion_of(pod: PodView) -> tuple[PodDeletion, ...]:
-    """Deletion of a pod, unless it is under way already."""
+    """Deletion of a pod; empty if it is being deleted or no longer exists."""
     return () if pod.deleting or pod.gone else (PodDeletion(pod.name, pod.uid),)
 
 
 def starting_message(policy_input: PolicyInput, attempt: int) -> str:
-    """The same words before and after the pod is known."""
+    """Message of a starting pod, the same before and after the pod is known."""
     return f'Pod "{names.pod_name(policy_input.job.name, attempt)}" is starting'
 
 
 def terminating_message(policy_input: PolicyInput, pod: PodView) -> str:
-    """What a pod that is being deleted waits for, and the remedy once its time is over."""
+    """Message of a pod that is being deleted, with the remedy after its grace period."""
     deadline = pod.deletion_time
     if deadline is None or policy_input.now <= deadline:
         until = f" until {format_timestamp(deadline)}" if deadline else ""
@@ -205,11 +206,11 @@ def terminating_message(policy_input: PolicyInput, pod: PodView) -> str:
     )
 
 
-# The transitions of an attempt.
+# State transitions of an attempt.
 
 
 def pending(policy_input: PolicyInput, attempt: int) -> dict[str, Any]:
-    """The attempt is on record, and its trainer has not started."""
+    """Status fields of a recorded attempt whose trainer has not started."""
     is_same = attempt == policy_input.status.attempt
     return {
         "attempt": attempt,
@@ -221,7 +222,7 @@ def pending(policy_input: PolicyInput, attempt: int) -> dict[str, Any]:
 
 
 def running(policy_input: PolicyInput, pod: PodView) -> dict[str, Any]:
-    """The trainer has started."""
+    """Status fields of an attempt whose trainer has started."""
     start = policy_input.status.start_time
     return {
         "attempt": pod.attempt,
@@ -234,7 +235,7 @@ def running(policy_input: PolicyInput, pod: PodView) -> dict[str, Any]:
 
 
 def ended(policy_input: PolicyInput, retry_time: datetime | None = None) -> dict[str, Any]:
-    """The attempt has ended: with a time for the next one, or for good."""
+    """Status fields of an ended attempt, with the time of the next one if there is one."""
     pod, result = policy_input.pod, policy_input.result
     end = pod.termination if pod is not None else None
     start = policy_input.status.start_time
@@ -253,7 +254,7 @@ def ended(policy_input: PolicyInput, retry_time: datetime | None = None) -> dict
 
 
 def finished(policy_input: PolicyInput) -> dict[str, Any]:
-    """The job has finished: its last attempt has ended, at the time that its container says."""
+    """Status fields of a finished job; its last attempt ended at the time its container has."""
     pod = policy_input.pod
     end = pod.termination if pod is not None else None
     moment = end.finished if end and end.finished else policy_input.now

@@ -1,6 +1,6 @@
-"""The attempt ran, and its pod does not exist: deleted while nobody watched, or its node was lost.
+"""The attempt ran and its pod does not exist: it was deleted unobserved, or its node was lost.
 
-Its checkpoint, or even its finished result, is on the output volume: the next attempt finds it.
+Its checkpoint, or even its model, is on the output volume, where the next attempt finds it.
 """
 
 from ktrdr_api import names
@@ -9,7 +9,7 @@ from ktrdr_operator.policies.interface import PolicyInput, PolicyResult
 
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
-    """Decide when an attempt that has run has no pod (the API server was asked)."""
+    """Decide when an attempt that has run has no pod; `observe` has asked the API server."""
     if policy_input.is_waiting_for_retry or policy_input.pod is not None:
         return None
     if not policy_input.has_run:

@@ -1,7 +1,7 @@
-"""The pod exists and its trainer has not started: report who or what holds it up.
+"""The pod exists and its trainer has not started: report what it waits for.
 
-Waiting for a node is no failure: GPUs are scarce. An image that cannot be pulled becomes one after
-a grace time, but only for a job that has never run: what ran once waits for the registry.
+Waiting for a node is not a failure, because GPUs are scarce. An image that cannot be pulled fails
+the job after a grace time, but only if the job has never run; otherwise it waits for the registry.
 """
 
 from datetime import timedelta
@@ -36,10 +36,10 @@ _CLAIM_WORD: Final = "persistentvolumeclaim"
 SILENT_SECONDS: Final = 3.0
 """A pod that starts within this time costs no status write before Running."""
 UNEXPLAINED_SECONDS: Final = 30.0
-"""After this time a pod that nobody has said a word about is itself worth a word."""
+"""Age from which a pod without any reported reason is itself reported."""
 RECHECK_SECONDS: Final = (SILENT_SECONDS, 10.0, 20.0, UNEXPLAINED_SECONDS, 60.0)
-"""Ages at which a pod that has not started is looked at again; then every 60 s. Its Events are read
-then: they are not watched."""
+"""Ages at which a pod that has not started is reconciled again; then every 60 s. Its Events are
+read then, because they are not watched."""
 
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
@@ -66,7 +66,7 @@ def _recheck_seconds(age: float) -> float:
 
 
 def _starting(policy_input: PolicyInput, pod: PodView, age: float) -> PolicyResult:
-    """The same words before and after the pod is known: a start costs at most one write."""
+    """The message is the same before and after the pod is known, so a start costs one write."""
     return PolicyResult(
         phase=Phase.STARTING,
         reason=Reason.STARTING,
@@ -82,7 +82,7 @@ def _held_up(policy_input: PolicyInput, pod: PodView, words: WaitReason) -> Poli
     waiting = policy_input.waiting(reason, _with_remedy(policy_input, reason, words.message))
     before = policy_input.status.waiting
     if before is not None and before.reason == reason is Reason.IMAGE_PULL_FAILED:
-        waiting = before  # the kubelet alternates between two wordings of one fact
+        waiting = before  # the kubelet alternates between two messages for the same failure
     if reason is Reason.IMAGE_PULL_FAILED and not policy_input.has_ever_run:
         due = parse_timestamp(waiting.since) + timedelta(
             seconds=policy_input.limits.image_pull_grace_seconds
@@ -161,7 +161,7 @@ def _unexplained(pod: PodView, age: float) -> WaitReason | None:
         return None
     if pod.node is None:
         text = (
-            f'No scheduler has placed pod "{pod.name}", nor said why; check that scheduler '
+            f'Pod "{pod.name}" has no node, and no scheduler has said why; check that scheduler '
             f'"{pod.scheduler or "default-scheduler"}" is running'
         )
     else:

@@ -1,4 +1,4 @@
-"""The trainer runs: say since when and where, and whether it is silent or being deleted."""
+"""The trainer runs: record its start and node; report if it is silent or its pod being deleted."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
 
 
 def _terminating(policy_input: PolicyInput, pod: PodView, changes: dict[str, Any]) -> PolicyResult:
-    """The phase stays Running: a process that may write keeps the job's place."""
+    """The phase stays Running, because the process may still write to the output volume."""
     message = terminating_message(policy_input, pod)
     wait = policy_input.seconds_until(pod.deletion_time) if pod.deletion_time else 0.0
     return PolicyResult(
@@ -51,7 +51,7 @@ def _terminating(policy_input: PolicyInput, pod: PodView, changes: dict[str, Any
 
 
 def _no_report_seconds(policy_input: PolicyInput) -> float:
-    """A trainer that was told to report rarely is not silent before it has missed three reports."""
+    """Seconds without a report until NotReporting; at least three report intervals."""
     told = policy_input.snapshot.report_interval_seconds or 0
     period = max(told, policy_input.job.spec.progress.period_seconds)
     return max(policy_input.limits.no_report_seconds, 3.0 * period)
@@ -67,7 +67,7 @@ def _seconds_since_report(policy_input: PolicyInput, pod: PodView) -> float:
 
 def _silent_message(pod: PodView, limit: float) -> str:
     return (
-        f'No progress report from pod "{pod.name}" for more than {limit:.0f} s; the trainer may '
-        f"hang or cannot reach the API server: see kubectl logs {pod.name}, and set spec.cancel or "
+        f'No progress report from pod "{pod.name}" for more than {limit:.0f} s; the trainer hangs '
+        f"or cannot reach the API server: see kubectl logs {pod.name}, and set spec.cancel or "
         "delete the pod to stop it"
     )

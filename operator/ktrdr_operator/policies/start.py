@@ -1,9 +1,9 @@
-"""Nothing runs: start the first, the next or an interrupted attempt, or say what is missing.
+"""No trainer runs: start the first, the next or an interrupted attempt, or report what is missing.
 
-No attempt is created while a pod of an earlier attempt may still run: two trainers never write to
-one output folder. Attempts after the first are on record before their pods are created. The first
-one is not: its pod has a fixed name, so a second create of it is answered by AlreadyExists, and a
-status write per job is saved.
+No attempt is created while a pod of a previous attempt may still run, so that two trainers never
+write to the same output folder. Attempts after the first are recorded before their pods are
+created. The first is not, which saves one status write per job: its pod has a fixed name, so a
+second create fails with AlreadyExists.
 """
 
 from datetime import timedelta
@@ -23,11 +23,11 @@ from ktrdr_operator.policies.interface import (
 from ktrdr_operator.snapshot import AttemptStart, PodView, StrategyText
 
 KNOWN_AFTER_SECONDS: Final = 3.0
-"""When the pod is looked at even if nothing is heard of it: nobody may be there to schedule it."""
+"""Seconds after which the pod is reconciled even without an event: no scheduler may be running."""
 
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult:
-    """Decide always: the last policy."""
+    """Decide always; this is the last policy."""
     waiting = _wait_for_time(policy_input) or _wait_for_pods(policy_input)
     if waiting is not None:
         return waiting
@@ -86,9 +86,9 @@ def _start(
 
 
 def _start_again(policy_input: PolicyInput, start: AttemptStart, failed: Waiting) -> PolicyResult:
-    """The words stay until the pod is known, and the next try is on record before this one.
+    """Keep the message until the pod is known; record the time of the next try before this one.
 
-    So a try costs this write and one create, and an operator that is behind makes none.
+    So a try costs one write and one create, and an operator with an outdated store makes no try.
     """
     seconds = retry_seconds(policy_input, failed.reason)
     due = format_timestamp(policy_input.now + timedelta(seconds=seconds))
@@ -130,7 +130,7 @@ def _previous_pod(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
 
 
 def _pod_of_deleted_job(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
-    """Its deletion is under way; the event of its end triggers the next reconcile."""
+    """The pod is being deleted; the event of its end triggers the next reconcile."""
     message = (
         f'Waiting for pod "{pod.name}" to terminate; it belongs to a deleted TrainingJob with the '
         "same name"

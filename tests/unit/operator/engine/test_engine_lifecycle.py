@@ -225,7 +225,7 @@ def test_decide_status_that_the_server_refused_has_nothing_from_outside() -> Non
     refused = replace(snapshot(job, ended_pod(0, message=word)), status_refused="time: ü")
     found = status(plan(refused))
     assert (found.phase, found.attempt, found.attempt_state) == ("Succeeded", 1, "Ended")
-    assert found.message == "The API server refused part of this status: time: ?"
+    assert found.message == "The API server rejected part of this status: time: ?"
     assert (found.checkpoint, found.host, found.warnings) == (None, None, ())
     assert found.result is not None
     assert (found.result.artifact, found.result.metrics) == (None, ())
