@@ -102,7 +102,9 @@ def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime)
         status = status.model_copy(update={"progress": _final_progress(status)})
         requeue = None if job.spec.ttl_seconds_after_finished is None else 0.0
     if any(pod.lingers for pod in snapshot.pods):
-        requeue = min(LINGER_SECONDS, requeue if requeue is not None else LINGER_SECONDS)
+        requeue = _earlier(requeue, LINGER_SECONDS)
+    elif any(pod.unlabelled for pod in _unfinished(snapshot, job)):
+        requeue = _earlier(requeue, UNLABELLED_SECONDS)
     if snapshot.status_refused:
         status = _minimal_status(status, snapshot.status_refused)
     return Plan(

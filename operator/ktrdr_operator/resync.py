@@ -63,6 +63,8 @@ class Resync:
     random: Random
     now: Callable[[], datetime]
     """Wall clock, UTC; a TrainingJob's TTL is compared with it."""
+    on_listed: Callable[[], None] = lambda: None
+    """Called after each resync: what is remembered about other objects may be outdated."""
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set after the first resync: the store is complete."""
     _skipped: set[str] = field(default_factory=set)

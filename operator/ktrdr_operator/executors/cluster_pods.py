@@ -98,7 +98,8 @@ class ClusterPods:
                 return
             name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
             present = await self.cluster.get(resource, namespace, name)
-            if present is not None and present.get("roleRef") != wanted:
+            # Of either kind: a role reference cannot be changed when the installation does.
+            if present is not None and present.get("roleRef", {}).get("name") != wanted["name"]:
                 raise NameConflictError(
                     f'RoleBinding "{name}" in namespace "{namespace}" binds another role than '
                     f'{wanted["kind"]} "{wanted["name"]}"; delete it and the job starts'
