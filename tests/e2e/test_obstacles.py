@@ -1,6 +1,7 @@
 """What holds a job up is in its status within a minute, in the words of whoever holds it up."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -228,21 +229,46 @@ def sidecar_policy(namespace: str) -> list[Raw]:
     ]
 
 
-def test_sidecar_that_outlives_the_trainer_does_not_keep_the_pod(bench: Workbench) -> None:
-    name = "with-sidecar"
-    policy = sidecar_policy(bench.kube.namespace)
+@contextmanager
+def sidecars(bench: Workbench) -> Iterator[None]:
+    """Pods whose names begin with `with-sidecar` get a second container that never ends."""
     if "mutatingadmissionpolicies" not in bench.kube.run("api-resources", "-oname"):
         pytest.skip("this API server does not serve MutatingAdmissionPolicy")
+    policy = sidecar_policy(bench.kube.namespace)
     for part in policy:
         bench.kube.apply(part)
     try:
-        bench.start(name, strategy(epochs=1), cancellation={"gracePeriodSeconds": 1})
-        status = bench.finished(name)
-        assert true_conditions(status) == {"Complete", "Finished"}
-        bench.kube.run("wait", f"pod/{name}-1-0", "--for=delete", "--timeout=60s")
+        wait_until_injected(bench)
+        yield
     finally:
         for part in reversed(policy):
             bench.kube.run("delete", part["kind"], part["metadata"]["name"])
+
+
+def wait_until_injected(bench: Workbench) -> None:
+    """Wait until the API server applies the policy: it takes some seconds to know a new one."""
+    probe = bench.kube.get("pod", "files")
+    probe = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "with-sidecar-probe"},
+        "spec": {**probe["spec"], "nodeName": None},
+    }
+    deadline = time.monotonic() + 30
+    while len(bench.kube.create(probe, "--dry-run=server")["spec"]["containers"]) < 2:
+        assert time.monotonic() < deadline, "the sidecar policy has no effect"
+        time.sleep(0.5)
+
+
+def test_sidecar_that_outlives_the_trainer_does_not_keep_the_pod(bench: Workbench) -> None:
+    name = "with-sidecar"
+    with sidecars(bench):
+        bench.start(name, strategy(epochs=1), cancellation={"gracePeriodSeconds": 1})
+        bench.until(name, lambda s: s.get("podName"))
+        assert len(bench.pods(name)[0]["spec"]["containers"]) == 2
+        status = bench.finished(name)
+    assert true_conditions(status) == {"Complete", "Finished"}
+    bench.kube.run("wait", f"pod/{name}-1-0", "--for=delete", "--timeout=60s")
     bench.remove(name)
 
 
