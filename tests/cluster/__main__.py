@@ -19,11 +19,11 @@ from cluster.settings import NODE_NAME, ClusterError, Settings, read_settings
 from cluster.shell import run, say
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NOT_OURS = "KTRDR_KUBECONFIG names a cluster that this script did not make: "
+NOT_OURS = "KTRDR_KUBECONFIG names a cluster that this script did not create: "
 
 
 def provider_of(settings: Settings) -> str:
-    """Which kind of cluster the verbs are about: "given", "kind" or "native"."""
+    """Provider of the cluster: "given" (KTRDR_KUBECONFIG), "kind" or "native"."""
     if settings.kubeconfig:
         return "given"
     record = read_record(settings.state)
@@ -33,12 +33,12 @@ def provider_of(settings: Settings) -> str:
 
 
 def kubeconfig_of(settings: Settings) -> Path:
-    """The path to use as KUBECONFIG; the person's own configuration is never touched."""
+    """Path to use as KUBECONFIG; the user's own configuration is never changed."""
     return settings.kubeconfig or settings.state / "kubeconfig"
 
 
 def kubectl(settings: Settings, *words: str, stdin: str | None = None) -> str:
-    """Run our kubectl against the cluster."""
+    """Run the built kubectl against the cluster."""
     program = tools.bin_folder(settings) / "kubectl"
     options = (f"--kubeconfig={kubeconfig_of(settings)}", f"--cache-dir={settings.cache}/kubectl")
     return run(program, *options, *words, stdin=stdin)
@@ -58,7 +58,7 @@ def one_at_a_time(settings: Settings) -> Iterator[None]:
 
 
 def up(settings: Settings, checkout: Checkout) -> None:
-    """Make sure there is a cluster for this checkout."""
+    """Create the cluster for this checkout, unless it is running."""
     provider = provider_of(settings)
     tools.install(settings, provider)
     if provider == "given":
@@ -72,10 +72,10 @@ def up(settings: Settings, checkout: Checkout) -> None:
 
 
 def down(settings: Settings) -> None:
-    """Remove every trace of the cluster, unless it is someone else's."""
+    """Remove every trace of the cluster, unless KTRDR_KUBECONFIG names it."""
     provider = provider_of(settings)
     if provider == "given":
-        say(f"cluster: {NOT_OURS}left alone")
+        say(f"cluster: {NOT_OURS}left unchanged")
         return
     with one_at_a_time(settings):
         if provider == "kind":
@@ -83,7 +83,7 @@ def down(settings: Settings) -> None:
             kind.down(settings)
         else:
             clean.teardown(settings.state)
-    say("cluster: gone")
+    say("cluster: removed")
 
 
 def load(settings: Settings, archive: Path) -> None:
@@ -105,14 +105,14 @@ def dev_images(settings: Settings, checkout: Checkout) -> None:
 
 
 def fake_nodes(settings: Settings, count: int, gpus: int) -> None:
-    """Make it exactly `count` fake nodes."""
+    """Set the number of fake nodes."""
     if provider_of(settings) != "native":
         raise ClusterError("fake nodes need the native cluster, where kwok runs")
     objects.fake_nodes(lambda *words, **more: kubectl(settings, *words, **more), count, gpus)
 
 
 def volume(settings: Settings, given: argparse.Namespace) -> None:
-    """Make a claim, and on the native node the volume behind it."""
+    """Create a claim, and on the native node its volume."""
     namespace, _, claim = given.claim.partition("/")
     if not claim:
         raise ClusterError(f"{given.claim}: expected NAMESPACE/CLAIM")
@@ -122,7 +122,7 @@ def volume(settings: Settings, given: argparse.Namespace) -> None:
 
 
 def extended_resource(settings: Settings, name: str, count: int) -> None:
-    """Give the real node a resource that does not exist."""
+    """Give the real node a resource that it does not have."""
     nodes = {"native": NODE_NAME, "kind": kind.NODE_NAME}
     node = nodes.get(provider_of(settings))
     if node is None:
@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("kubeconfig", help="print the path to use as KUBECONFIG")
     verbs.add_parser("bin", help="print the folder of kubectl and helm, to prepend to PATH")
     for name, text in {
-        "up": "make sure a cluster for this checkout is there",
+        "up": "create the cluster for this checkout, unless it is running",
         "dev-images": "load ktrdr.io/operator:dev and ktrdr.io/trainer:dev",
     }.items():
         verb = verbs.add_parser(name, help=text)
@@ -149,10 +149,10 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--source", type=Path, default=REPOSITORY, help="default: %(default)s")
     verb = verbs.add_parser("load", help="copy an OCI image archive into the node")
     verb.add_argument("archive", type=Path)
-    verb = verbs.add_parser("fake-nodes", help="make it exactly COUNT nodes that run nothing")
+    verb = verbs.add_parser("fake-nodes", help="set the number of nodes whose pods run nothing")
     verb.add_argument("count", type=int)
     verb.add_argument("gpus", type=int, nargs="?", default=8)
-    verb = verbs.add_parser("pv", help="make a claim bound to a folder of the host")
+    verb = verbs.add_parser("pv", help="create a claim bound to a folder of the host")
     verb.add_argument("name")
     verb.add_argument("folder", type=Path, metavar="HOSTDIR")
     verb.add_argument("claim", metavar="NAMESPACE/CLAIM")
@@ -190,7 +190,7 @@ def dispatch(settings: Settings, given: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Parse the command line, run the verb, turn errors into one message."""
+    """Parse the command line and run the verb; an error is printed as one message."""
     given = parser().parse_args()
     try:
         dispatch(read_settings(), given)

@@ -1,8 +1,8 @@
-"""Undo everything `native.up` did, from what is found and not from what is remembered.
+"""Removes everything that `native.up` created, from what is found on the machine.
 
-Works after a crash, half-way through `up`, and when nothing is there. A process is ours if its
-program is one that we start and its command line names the state folder; a container's if it is in
-our cgroup; anything else in our namespace is ours by definition.
+Works after a crash, after half of `up`, and when nothing exists. A process belongs to the cluster
+if `up` starts its program and its command line names the state folder, if it is in the cluster's
+cgroup, or if it is in the cluster's network namespace.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ NODE_PROGRAMS = frozenset(
 )
 CGROUPS = Path("/sys/fs/cgroup")
 NETNS = Path("/run/netns")
-# What the kubelet leaves below /var/lib/kubelet, a place that is built in.
+# Files that the kubelet leaves below /var/lib/kubelet, a path that is built in.
 _KUBELET_FILES = {"kubelet.sock", "kubelet_internal_checkpoint", "DEPRECATION"}
 _PROGRAMS = NODE_PROGRAMS | {"kwokctl", "containerd-shim-runc-v2"}
 
 
 def processes(state: Path) -> Iterator[tuple[int, str]]:
-    """Our running processes: (pid, name of the program)."""
+    """Running processes of the cluster: (pid, name of the program)."""
     mark = f"{state}/".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -48,12 +48,12 @@ def processes(state: Path) -> Iterator[tuple[int, str]]:
             name = os.path.basename(os.readlink(entry / "exe")).removesuffix(" (deleted)")
             if name in _PROGRAMS and mark in (entry / "cmdline").read_bytes():
                 yield int(entry.name), name
-        except OSError:  # it ended meanwhile, or is a kernel thread
+        except OSError:  # it has ended, or is a kernel thread
             continue
 
 
 def namespace_owner() -> str | None:
-    """The state folder of the cluster that has the network namespace, if there is one."""
+    """State folder of the cluster that has the network namespace; None without one."""
     try:
         return Path(f"/sys/class/net/{NAME}-h/ifalias").read_text().strip() or None
     except OSError:
@@ -63,7 +63,7 @@ def namespace_owner() -> str | None:
 def teardown(state: Path) -> None:
     """Stop every process of the cluster in `state` and remove every trace of it."""
     record = read_record(state)
-    # The kubelet first, or it starts again what the next line stops.
+    # The kubelet first: otherwise it restarts what the next line stops.
     _kill(lambda: [pid for pid, name in processes(state) if name == "kubelet"])
     _kill(lambda: [pid for pid, _ in processes(state)])
     if namespace_owner() in (None, str(state)):
@@ -94,12 +94,12 @@ def _kill(find: Callable[[], list[int]]) -> None:
 
 
 def _cgroups() -> list[Path]:
-    """Our cgroup in every hierarchy (v1), or the one (v2)."""
+    """The cluster's cgroup in every hierarchy (v1), or in the only one (v2)."""
     return [p for p in (CGROUPS / NAME, *CGROUPS.glob(f"*/{NAME}")) if p.is_dir()]
 
 
 def _strays() -> list[int]:
-    """Containers whose shim is gone, and whatever else runs in the node's namespace."""
+    """Containers without a shim, and all other processes in the node's network namespace."""
     found: set[int] = set()
     for top in _cgroups():
         for file in top.rglob("cgroup.procs"):
@@ -110,7 +110,7 @@ def _strays() -> list[int]:
 
 
 def _remove_network() -> None:
-    """Pods' namespaces are found in the files where the CNI library remembers its networks."""
+    """Remove the links and namespaces; those of pods are in the cache files of the CNI library."""
     results = Path("/var/lib/cni/results")
     for file in results.glob(f"{NAME}-*-eth0"):
         container = file.name.split("-")[1]
@@ -120,7 +120,7 @@ def _remove_network() -> None:
             if netns and (NETNS / netns).exists():
                 run("ip", "netns", "del", netns)
         file.unlink()
-    succeeds("ip", "link", "del", f"{NAME}-h")  # its peer and the route to the pods go with it
+    succeeds("ip", "link", "del", f"{NAME}-h")  # also removes its peer and the route to the pods
     if (NETNS / NAME).exists():
         run("ip", "netns", "del", NAME)
 
@@ -138,22 +138,22 @@ def _unmount(state: Path) -> None:
 
 
 def _remove_sockets(state: Path) -> None:
-    """Shims listen below /run/containerd whatever containerd's state folder is."""
+    """Remove the shims' sockets, which are below /run/containerd for any state folder."""
     for file in (state / "ctr/state").glob("io.containerd.runtime.v2.task/*/*/address"):
         Path(file.read_text().strip().removeprefix("unix://")).unlink(missing_ok=True)
 
 
 def _remove_log_links(state: Path) -> None:
-    """The kubelet links every log from /var/log/containers; that place is built in."""
+    """Remove the kubelet's links to logs in /var/log/containers, a path that is built in."""
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and os.readlink(link).startswith(f"{state}/"):
             link.unlink()
 
 
 def _prune(top: Path) -> None:
-    """Remove a folder that `up` made, as far as it is empty; sockets of the dead kubelet go too."""
+    """Remove the empty parts of a folder that `up` created, and the kubelet's sockets."""
     for folder, _, files in os.walk(top, topdown=False):
         for name in set(files) & _KUBELET_FILES:
             (Path(folder) / name).unlink()
-        with suppress(OSError):  # in use by someone else since then
+        with suppress(OSError):  # another program uses it now
             Path(folder).rmdir()

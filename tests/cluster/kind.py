@@ -1,4 +1,4 @@
-"""The cluster where a Docker engine works: kind, one node, images built for real."""
+"""kind cluster, for machines with a Docker engine: one node, real images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NODE_NAME = f"{NAME}-control-plane"
 
 
 def up(settings: Settings, checkout: Checkout) -> None:
-    """Create the cluster, or keep a healthy one; its images become those of the code as it is."""
+    """Create the cluster, or keep a healthy one; build and load the images of the present code."""
     kubeconfig = settings.state / "kubeconfig"
     env = tools.environment(settings)
     healthy = ("kubectl", f"--kubeconfig={kubeconfig}", "get", "--raw=/readyz")
@@ -24,8 +24,8 @@ def up(settings: Settings, checkout: Checkout) -> None:
         down(settings)
         if NAME in run("kind", "get", "clusters", env=env).split():
             raise ClusterError(
-                f'the kind cluster "{NAME}" is not one that was made here, or belongs to another '
-                f"KTRDR_CLUSTER_DIR; if nobody needs it: `kind delete cluster --name {NAME}`"
+                f'the kind cluster "{NAME}" was not created by this script, or belongs to another '
+                f"KTRDR_CLUSTER_DIR; if it is not needed: `kind delete cluster --name {NAME}`"
             )
         write_record(settings.state, Record("kind", checkout))
         say(f"cluster: kind create cluster --name {NAME} (pulls its node image the first time)")
@@ -38,19 +38,19 @@ def up(settings: Settings, checkout: Checkout) -> None:
 
 
 def _which(settings: Settings) -> tuple[str, ...]:
-    """Our cluster, and a kubeconfig that is not the person's own."""
+    """Arguments that name the cluster, and a kubeconfig that is not the user's own."""
     return (f"--name={NAME}", f"--kubeconfig={settings.state}/kubeconfig")
 
 
 def _route(settings: Settings) -> tuple[str, ...]:
-    """The route from the host to pods; the node's address is known while its container exists."""
+    """Route from the host to pods; the node has an address while its container exists."""
     form = "{{.NetworkSettings.Networks.kind.IPAddress}}"
     inspect = ("docker", "inspect", "--format", form, NODE_NAME)
     return (POD_CIDR, "via", run(*inspect, env=tools.environment(settings)).strip())
 
 
 def down(settings: Settings) -> None:
-    """Delete the cluster that `up` made; nothing happens where there is none."""
+    """Delete the cluster that `up` created; no-op without one."""
     if read_record(settings.state) is None:
         return
     env = tools.environment(settings)

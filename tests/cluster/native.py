@@ -1,4 +1,4 @@
-"""A control plane and one real node inside a network namespace, without Docker.
+"""Native cluster: a control plane and one real node in a network namespace, without Docker.
 
 kwokctl starts etcd, the API server, the controller manager, the scheduler and kwok; containerd, the
 kubelet and kube-proxy make the node. Everything is started by `up` and undone by `clean.teardown`.
@@ -48,7 +48,7 @@ def up(settings: Settings, checkout: Checkout) -> None:
         return
     _refuse_foreign_namespace(state)
     if old or NETNS.exists():
-        say("cluster: taking down what is there: " + _why_not(old, checkout))
+        say("cluster: removing the present cluster: " + _why_not(old, checkout))
         clean.teardown(state)
     made = [folder for folder in SHARED_FOLDERS if not Path(folder).exists()]
     sysctls = {name: run("sysctl", "-n", name).strip() for name in SYSCTLS}
@@ -71,7 +71,7 @@ def _why_not(old: Record | None, checkout: Checkout) -> str:
 
 
 def healthy(settings: Settings) -> bool:
-    """Whether every process lives, the API answers and the node is Ready."""
+    """Whether every process runs, the API answers and the node is Ready."""
     if not {name for _, name in clean.processes(settings.state)} >= clean.NODE_PROGRAMS:
         return False
     return succeeds(
@@ -86,7 +86,7 @@ def _kubectl(settings: Settings, *words: str) -> list[str | Path]:
 
 
 def _mounts(checkout: Checkout) -> list[str]:
-    """What a container must see to run this checkout: the interpreter, its packages, the code."""
+    """Folders that a container needs to run this checkout: interpreter, packages, code."""
     python = Path(checkout.venv) / "bin" / "python"
     if not python.exists():
         raise ClusterError(f"{python}: no interpreter there; create the environment or use --venv")
@@ -97,9 +97,9 @@ def _mounts(checkout: Checkout) -> list[str]:
 
 
 def inside(path: str) -> str:
-    """Where a container sees a folder of the host: at the same path, but not below /tmp.
+    """Path at which a container sees a folder of the host: the same, except below /tmp.
 
-    Pods mount an empty folder over /tmp, which would hide a checkout that lies there.
+    Pods mount an empty folder over /tmp, which would hide a checkout below it.
     """
     return f"/host{path}" if path.startswith("/tmp/") else path  # noqa: S108 (a comparison)
 
@@ -113,7 +113,7 @@ def _image_environment(checkout: Checkout) -> dict[str, str]:
 
 
 def _refuse_foreign_namespace(state: Path) -> None:
-    """The link's alias names the state folder that it belongs to."""
+    """Fail if the network namespace belongs to another state folder, which its link names."""
     owner = clean.namespace_owner()
     if owner and owner != str(state):
         raise ClusterError(
@@ -138,7 +138,7 @@ def _make_network(state: Path) -> None:
 
 
 def _in_namespace(*words: str | Path) -> tuple[str | Path, ...]:
-    """`ip netns exec` would remount /sys and hide the cgroups from the kubelet."""
+    """Run in the network namespace; `ip netns exec` would hide the cgroups from the kubelet."""
     return ("nsenter", f"--net={NETNS}", *words)
 
 
@@ -152,7 +152,7 @@ def _make_cgroups() -> None:
     for controller in clean.CGROUPS.iterdir():
         if (controller / "cgroup.procs").exists():
             (controller / NAME).mkdir(exist_ok=True)
-    for name in ("cpuset.cpus", "cpuset.mems"):  # a new v1 cpuset is empty and takes no process
+    for name in ("cpuset.cpus", "cpuset.mems"):  # a new v1 cpuset is empty and accepts no process
         inherited = (clean.CGROUPS / "cpuset" / name).read_text()
         (clean.CGROUPS / "cpuset" / NAME / name).write_text(inherited)
 
@@ -241,9 +241,9 @@ def load(settings: Settings, archive: Path) -> None:
 
 
 def load_dev_images(settings: Settings, checkout: Checkout) -> None:
-    """Load images that hold nothing: every container sees the checkout by `_mounts`.
+    """Load empty images: every container sees the checkout through `_mounts`.
 
-    So no image of several gigabytes has to be built to run the operator and the trainer in pods.
+    So pods run the operator and the trainer without an image of several gigabytes.
     """
     record = read_record(settings.state)
     if record is None or record.checkout != checkout:
@@ -266,7 +266,7 @@ def load_dev_images(settings: Settings, checkout: Checkout) -> None:
 
 
 def prepare_volume(folder: Path) -> None:
-    """Make a folder of the host that pods may write to; fsGroup has no effect on hostPath."""
+    """Create a folder of the host that pods can write to; fsGroup has no effect on hostPath."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chown(folder, POD_UID, POD_UID)
     folder.chmod(0o2775)

@@ -1,4 +1,4 @@
-"""What a cluster's administrator makes for tests: fake nodes, volumes, extended resources."""
+"""Objects that a cluster administrator creates for tests: fake nodes, volumes, resources."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FAKE_LABEL = "type=kwok"
 
 
 def fake_nodes(kubectl: Kubectl, count: int, gpus: int) -> None:
-    """Make it exactly `count` nodes that only kwok serves: pods there run nothing.
+    """Set the number of nodes that only kwok serves: their pods run nothing.
 
-    A status given on an existing node is ignored, so the old ones are deleted first.
+    The API server ignores the status of a node that exists, so previous ones are deleted first.
     """
     kubectl("delete", "nodes", "-l", FAKE_LABEL, "--ignore-not-found")
     if count:
@@ -49,7 +49,7 @@ def _fake_node(number: int, gpus: int) -> dict[str, Any]:
 
 
 def extended_resource(kubectl: Kubectl, node: str, name: str, count: int) -> None:
-    """Give a real node `count` of a resource that does not exist; 0 takes it away."""
+    """Give a real node `count` of a resource that it does not have; 0 removes it."""
     value = {name: str(count) if count else None}
     patch = json.dumps({"status": {"capacity": value, "allocatable": value}})
     kubectl("patch", "node", node, "--subresource=status", "--type=merge", f"--patch={patch}")
@@ -102,13 +102,13 @@ class Volume:
 
 
 def make_volume(kubectl: Kubectl, volume: Volume, folder: Path | None) -> None:
-    """Make a claim; with `folder`, also the hostPath volume that it is bound to."""
+    """Create a claim; with `folder`, also the hostPath volume that it is bound to."""
     claim = json.dumps(volume.manifest_of_claim(bound=folder is not None))
     if folder is None:
         kubectl("apply", "-f", "-", stdin=claim)
         return
     native.prepare_volume(folder)
-    # A volume whose claim is gone is bound to that claim's uid for ever: make it anew.
+    # A volume stays bound to the UID of its deleted claim forever: create it again.
     phase = "jsonpath={.status.phase}"
     if kubectl("get", "pv", volume.name, "--ignore-not-found", "-o", phase) == "Released":
         kubectl("delete", "pv", volume.name)

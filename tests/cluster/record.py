@@ -1,4 +1,4 @@
-"""What `up` writes down before it changes anything, so that `down` can undo it after any crash."""
+"""Record that `up` writes before it changes anything, so that `down` works after any crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Checkout:
-    """Whose code the containers see."""
+    """Code and virtual environment that the containers see."""
 
     venv: str
     source: str
@@ -39,11 +39,11 @@ def write_record(state: Path, record: Record) -> None:
     state.mkdir(parents=True, exist_ok=True)
     scratch = state / ".cluster.json"
     scratch.write_text(json.dumps(asdict(record), indent=1) + "\n")
-    scratch.replace(state / "cluster.json")  # after a crash it is whole or not there
+    scratch.replace(state / "cluster.json")  # after a crash it is complete or missing
 
 
 def read_record(state: Path) -> Record | None:
-    """The record, or None where no cluster was ever brought up."""
+    """Read the record; None if no cluster was created."""
     try:
         content = json.loads((state / "cluster.json").read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where the cluster lives and what it is called.
+"""Settings of the cluster: its paths, names and addresses.
 
 The only module that reads the environment. Every name that the host can see (network namespace,
 links, cgroup, CNI network, kind cluster) derives from `NAME`.
@@ -18,7 +18,7 @@ NODE_NAME = "node-1"
 POD_CIDR = "10.244.0.0/24"
 SERVICE_CIDR = "10.96.0.0/16"
 API_SERVICE_IP = "10.96.0.1"  # the first address of SERVICE_CIDR, by definition
-POD_UID = 10001  # who the operator and the trainer run as
+POD_UID = 10001  # of the operator and the trainer
 
 # A unix socket's path has at most 107 bytes; the longest that is made below the state folder
 # (a plugin's socket below kubelet/) takes about 45.
@@ -26,12 +26,12 @@ STATE_PATH_MAX = 60
 
 
 class ClusterError(Exception):
-    """Something the person at the keyboard can act on; the message says what and how."""
+    """Error that the user can act on; the message says what happened and what to do."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says, read once.
+    """Settings from the environment, read once.
 
     Attributes:
         state: Folder of the running cluster (KTRDR_CLUSTER_DIR); outside the checkout because

@@ -1,4 +1,4 @@
-"""Running programs and telling the person what happens; the only place that prints."""
+"""Runs programs and prints progress lines; the only module that prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.settings import ClusterError
 
 
 def say(text: str) -> None:
-    """Print one line at once, also when the output is a pipe."""
+    """Print one line immediately, even if the output is a pipe."""
     print(text, flush=True)
 
 
@@ -25,7 +25,8 @@ def run(
     """Run a program to its end and return what it wrote to stdout.
 
     Raises:
-        ClusterError: It is missing or failed; the message has the command and its last words.
+        ClusterError: It is missing or failed; the message has the command and the end of its
+            output.
     """
     words = [str(word) for word in command]
     try:
@@ -41,7 +42,7 @@ def run(
 
 
 def succeeds(*command: str | Path, env: Mapping[str, str] | None = None) -> bool:
-    """Whether a program exists and ends with 0; its output is dropped."""
+    """Whether a program exists and exits with 0; its output is dropped."""
     words = [str(word) for word in command]
     try:
         return subprocess.run(words, env=env, capture_output=True, check=False).returncode == 0
@@ -50,7 +51,7 @@ def succeeds(*command: str | Path, env: Mapping[str, str] | None = None) -> bool
 
 
 def start(*command: str | Path, log: Path, env: Mapping[str, str]) -> None:
-    """Start a program that outlives us: a session of its own, no terminal, output to `log`."""
+    """Start a program that outlives this process: own session, no terminal, output to `log`."""
     with log.open("ab") as output:
         subprocess.Popen(
             [str(word) for word in command],
@@ -66,7 +67,7 @@ def wait_until(what: str, seconds: float, probe: Callable[[], bool]) -> None:
     """Poll `probe` ten times a second.
 
     Raises:
-        ClusterError: It was still false after `seconds`.
+        ClusterError: `probe` was still false after `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not probe():

@@ -89,14 +89,14 @@ def _kubelet(state: Path, pki: Path) -> dict[str, Any]:
         },
         "authorization": {"mode": "AlwaysAllow"},
         "failSwapOn": False,
-        # A full disk of the host must not evict pods, nor remove images that nobody can pull.
+        # A full disk of the host must not evict pods, nor remove images that cannot be pulled.
         "evictionHard": {},
         "imageGCHighThresholdPercent": 100,
         "readOnlyPort": 0,
         "healthzPort": 0,
         "localStorageCapacityIsolation": False,
         "podLogsDir": str(state / "pod-logs"),
-        # Nothing listens there: a lookup fails at once instead of after 5 s.
+        # Nothing listens there: a lookup fails immediately instead of after 5 s.
         "clusterDNS": [NODE_IP],
         "clusterDomain": "cluster.local",
     }

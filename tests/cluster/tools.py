@@ -1,4 +1,4 @@
-"""The programs the cluster is made of: Debian packages, Go, and what Go builds.
+"""Programs of the cluster: Debian packages, Go, and programs that Go builds.
 
 Kubernetes and etcd are pinned by go/go.mod and go/go.sum; the other Go programs by a version whose
 hash Go checks against its public checksum database. Built once into a folder named by a hash of all
@@ -24,7 +24,7 @@ MODULE = Path(__file__).parent / "go"
 
 
 def _pin(pattern: str) -> str:
-    """A version out of go/go.mod, the one place that states it."""
+    """Read a version from go/go.mod, the only file that has it."""
     found = re.search(pattern, (MODULE / "go.mod").read_text(), re.MULTILINE)
     if found is None:
         raise ClusterError(f"{MODULE / 'go.mod'}: no line matches {pattern}; restore the file")
@@ -85,7 +85,7 @@ PACKAGES = (
 
 
 def bin_folder(settings: Settings) -> Path:
-    """Where the built programs lie; the name changes with any pin or flag."""
+    """Folder of the built programs; its name changes with any pinned version or flag."""
     key = hashlib.sha256()
     for name in ("go.mod", "go.sum", "pause/main.go"):
         key.update((MODULE / name).read_bytes())
@@ -137,7 +137,7 @@ def _install_packages(settings: Settings, packages: list[DebianPackage]) -> None
 
 
 def _build(settings: Settings, go: Path, name: str, package: str) -> None:
-    """Build into a scratch name first: a program that is there is whole."""
+    """Build one program, under a temporary name first, so that an existing one is complete."""
     folder = bin_folder(settings)
     env = {**_go_environment(settings), "PATH": f"{go.parent}:{settings.environment['PATH']}"}
     scratch = folder / f".building-{os.getpid()}"
@@ -198,5 +198,5 @@ def _go_by_module(settings: Settings, old: str) -> Path:
 
 
 def docker_works(settings: Settings) -> bool:
-    """Whether a Docker engine answers; the client alone is no engine."""
+    """Whether a Docker engine answers; the client alone is not enough."""
     return succeeds("docker", "info", "--format", "{{.ServerVersion}}", env=settings.environment)

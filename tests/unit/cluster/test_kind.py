@@ -67,7 +67,7 @@ def test_down_takes_back_the_route_that_up_made(machine: Machine) -> None:
 def test_cluster_of_the_same_name_that_we_did_not_make_is_never_deleted(machine: Machine) -> None:
     machine.log.with_name("log.clusters").write_text("other\nktrdr\n")
 
-    with pytest.raises(ClusterError, match='kind cluster "ktrdr" is not one that was made here'):
+    with pytest.raises(ClusterError, match='kind cluster "ktrdr" was not created by this script'):
         kind.up(machine.settings, CHECKOUT)
     kind.down(machine.settings)
 
