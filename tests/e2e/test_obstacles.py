@@ -59,22 +59,62 @@ def volume_without_folder(bench: Workbench, name: str) -> Iterator[None]:
         bench.kube.run("delete", "pv", volume, "--wait=false")
 
 
+@pytest.fixture(scope="module")
+def slow(bench: Workbench) -> Iterator[Workbench]:
+    """Jobs of which the status tells something only after a while, all started together."""
+    with volume_without_folder(bench, "no-folder"):
+        bench.start("no-folder", strategy(), output=claim("no-folder"))
+        bench.start("no-scheduler", strategy(), trainer={"schedulerName": "nobody-s-scheduler"})
+        bench.start("expires", strategy(epochs=1), ttlSecondsAfterFinished=0)
+        bench.start("unlabelled", strategy(epochs=3000))
+        yield bench
+        names = ("no-folder", "no-scheduler", "unlabelled")
+        bench.kube.run("delete", RESOURCE, *names, "--ignore-not-found")
+
+
+def test_pod_that_loses_its_label_gets_no_second_trainer(slow: Workbench) -> None:
+    name = "unlabelled"
+    slow.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
+
+    slow.kube.run("label", "pod", f"{name}-1-0", "ktrdr.io/job-")
+
+    status = slow.finished(name)
+    assert true_conditions(status) == {"Complete", "Finished"}
+    assert (status["attempt"], status.get("disruptions", 0)) == (1, 0)
+
+
 def test_volume_that_cannot_be_mounted_is_named_in_the_words_of_the_kubelet(
-    bench: Workbench,
+    slow: Workbench,
 ) -> None:
     name = "no-folder"
-    with volume_without_folder(bench, name):
-        bench.start(name, strategy(), output=claim(name))
+    status = slow.until(
+        name, lambda s: "hostPath" in s.get("waiting", {}).get("message", ""), SECONDS
+    )
 
-        status = bench.until(
-            name, lambda s: "hostPath" in s.get("waiting", {}).get("message", ""), SECONDS
-        )
+    assert status["waiting"]["reason"] == "PodNotReady"
+    assert "hostPath type check failed: /no/such/folder" in status["waiting"]["message"]
+    assert f"kubectl describe pod {name}-1-0" in status["message"]
+    assert "hostPath type check failed" in slow.events(name)
 
-        assert status["waiting"]["reason"] == "PodNotReady"
-        assert "hostPath type check failed: /no/such/folder" in status["waiting"]["message"]
-        assert f"kubectl describe pod {name}-1-0" in status["message"]
-        assert "hostPath type check failed" in bench.events(name)
-        bench.remove(name)
+
+def test_scheduler_that_does_not_run_is_named(slow: Workbench) -> None:
+    status = waiting(slow, "no-scheduler")
+    assert 'scheduler "nobody-s-scheduler"' in status["waiting"]["message"]
+
+
+def test_job_that_lives_for_no_time_after_its_end_leaves_its_result_in_an_event(
+    slow: Workbench,
+) -> None:
+    name = "expires"
+    slow.kube.run("wait", f"{RESOURCE}/{name}", "--for=delete", "--timeout=120s")
+    answer = slow.kube.run("get", "events", "--field-selector=reason=Expired", "-ojson")
+    told = [
+        event["message"]
+        for event in json.loads(answer)["items"]
+        if event["involvedObject"]["name"] == name
+    ]
+    assert len(told) == 1
+    assert "Succeeded: Trained 1 epochs; the model is stored at models/" in told[0]
 
 
 @contextmanager
@@ -149,14 +189,6 @@ def test_quota_is_named_and_its_removal_starts_the_job(bench: Workbench) -> None
     assert "exceeded quota: no-pods" in status["waiting"]["message"]
     bench.kube.run("delete", "resourcequota", quota)
     assert true_conditions(bench.finished(name)) == {"Complete", "Finished"}
-    bench.remove(name)
-
-
-def test_scheduler_that_does_not_run_is_named(bench: Workbench) -> None:
-    name = "no-scheduler"
-    bench.start(name, strategy(), trainer={"schedulerName": "nobody-s-scheduler"})
-    status = waiting(bench, name)
-    assert 'scheduler "nobody-s-scheduler"' in status["waiting"]["message"]
     bench.remove(name)
 
 
@@ -272,19 +304,6 @@ def test_sidecar_that_outlives_the_trainer_does_not_keep_the_pod(bench: Workbenc
     bench.remove(name)
 
 
-def test_pod_that_loses_its_label_gets_no_second_trainer(bench: Workbench) -> None:
-    name = "unlabelled"
-    bench.start(name, strategy(epochs=3000))
-    bench.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
-
-    bench.kube.run("label", "pod", f"{name}-1-0", "ktrdr.io/job-")
-
-    status = bench.finished(name)
-    assert true_conditions(status) == {"Complete", "Finished"}
-    assert (status["attempt"], status.get("disruptions", 0)) == (1, 0)
-    bench.kube.run("delete", RESOURCE, name)
-
-
 def test_drained_node_costs_nothing(bench: Workbench) -> None:
     name = "drained"
     bench.start(name, strategy(epochs=4000), checkpoint={"periodSeconds": 1})
@@ -319,19 +338,3 @@ def test_delete_with_cascade_does_what_it_says(bench: Workbench, cascade: str) -
         return
     assert [pod["metadata"].get("ownerReferences") for pod in pods] == [None]
     bench.kube.run("delete", "pod", f"{name}-1-0")
-
-
-def test_job_that_lives_for_no_time_after_its_end_leaves_its_result_in_an_event(
-    bench: Workbench,
-) -> None:
-    name = "expires"
-    bench.start(name, strategy(epochs=1), ttlSecondsAfterFinished=0)
-    bench.kube.run("wait", f"{RESOURCE}/{name}", "--for=delete", "--timeout=120s")
-    answer = bench.kube.run("get", "events", "--field-selector=reason=Expired", "-ojson")
-    told = [
-        event["message"]
-        for event in json.loads(answer)["items"]
-        if event["involvedObject"]["name"] == name
-    ]
-    assert len(told) == 1
-    assert "Succeeded: Trained 1 epochs; the model is stored at models/" in told[0]
