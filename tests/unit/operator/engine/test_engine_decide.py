@@ -675,7 +675,7 @@ def test_decide_pod_that_the_server_calls_invalid_ends_the_job() -> None:
 
 
 def test_decide_pod_called_invalid_after_the_job_has_run_is_waited_for() -> None:
-    """Its pods were valid: a webhook that breaks them now must not end what has trained for days."""
+    """Its pods were valid; a webhook that breaks them now must not end it."""
     job = job_raw(status=recorded(2, startTime=ago(86400)))
     words = 'Pod "fx-2-0" is invalid: spec.containers[1].image: Required value'
     found = plan(failed_create(snapshot(job), CreateFailureKind.INVALID, words))
