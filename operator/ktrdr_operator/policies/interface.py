@@ -129,13 +129,15 @@ class PolicyInput:
     def waiting(self, reason: Reason, message: str, *, retry_time: str | None = None) -> Waiting:
         """Build `status.waiting`, with the time at which this reason began.
 
-        The message about the same reason is kept for `REWORD_SECONDS` after a write.
+        The message about the same reason is kept for `REWORD_SECONDS` after a write, unless it is
+        our own: nobody might reconcile again to correct it.
         """
         before = self.status.waiting
         if before is None or before.reason != reason:
             before = None
         written = self.snapshot.seconds_since_write
-        if before is not None and written is not None and written < REWORD_SECONDS:
+        is_recent = written is not None and written < REWORD_SECONDS
+        if before is not None and is_recent and reason is not Reason.TERMINATING:
             message = before.message
         return Waiting(
             reason=reason,
