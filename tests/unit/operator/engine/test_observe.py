@@ -142,7 +142,7 @@ async def test_observe_pod_that_lost_its_label_is_no_reason_for_a_second_trainer
         await operator.work()
         assert trainers(world) == ["fx-1-0"]
     assert world.status()["phase"] == "Running"
-    assert "has lost its label ktrdr.io/job" in world.status()["message"]
+    assert world.status()["message"].endswith("kubectl label pod fx-1-0 -n ns ktrdr.io/job=fx")
     assert KEY in operator.queue._due  # the watch does not tell its end
 
 
