@@ -210,14 +210,13 @@ def test_gpu_that_is_asked_for_and_not_there_fails_the_trainer(bench: Workbench)
 def sidecar_policy(namespace: str) -> list[Raw]:
     """Adds a container that never ends to the pods of a namespace, as a service mesh would."""
     name = f"{namespace}.sidecar"
+    context = "Object.spec.containers.securityContext"
     sidecar = (
-        'Object{spec: Object.spec{containers: [Object.spec.containers{name: "sidecar",'
-        " image: object.spec.containers[0].image,"
+        '[JSONPatch{op: "add", path: "/spec/containers/-", value: Object.spec.containers{'
+        'name: "sidecar", image: object.spec.containers[0].image,'
         ' command: ["python", "-c", "import time; time.sleep(3600)"],'
-        " securityContext: Object.spec.containers.securityContext{"
-        "allowPrivilegeEscalation: false,"
-        " capabilities: Object.spec.containers.securityContext.capabilities{"
-        'drop: ["ALL"]}}}]}}'
+        f" securityContext: {context}{{allowPrivilegeEscalation: false,"
+        f' capabilities: {context}.capabilities{{drop: ["ALL"]}}}}}}}}]'
     )
     return [
         {
@@ -246,8 +245,8 @@ def sidecar_policy(namespace: str) -> list[Raw]:
                 ],
                 "mutations": [
                     {
-                        "patchType": "ApplyConfiguration",
-                        "applyConfiguration": {"expression": sidecar},
+                        "patchType": "JSONPatch",
+                        "jsonPatch": {"expression": sidecar},
                     }
                 ],
             },
