@@ -19,6 +19,10 @@ from typing import Final
 
 import orjson
 
+RETRY_AFTER_MAX_SECONDS: Final = 60.0
+"""An API server says some seconds. A load balancer before it may say hours, which would stop all
+requests of a process for as long, though the server came back."""
+
 
 class ApiError(Exception):
     """The API server rejected a request or could not be reached; base of all errors here."""
@@ -96,4 +100,4 @@ def error_from_answer(status: int, headers: Mapping[str, str], body: bytes) -> A
 
 def parse_retry_after(text: object) -> float | None:
     """Seconds of a Retry-After; None when absent or a date, which the API server never sends."""
-    return float(str(text)) if str(text).isdecimal() else None
+    return min(float(str(text)), RETRY_AFTER_MAX_SECONDS) if str(text).isdecimal() else None

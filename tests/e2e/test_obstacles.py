@@ -59,22 +59,62 @@ def volume_without_folder(namespace: JobNamespace, name: str) -> Iterator[None]:
         namespace.kube.run("delete", "pv", volume, "--wait=false")
 
 
+@pytest.fixture(scope="module")
+def slow(namespace: JobNamespace) -> Iterator[JobNamespace]:
+    """Jobs of which the status tells something only after a while, all started together."""
+    with volume_without_folder(namespace, "no-folder"):
+        namespace.start("no-folder", strategy(), output=claim("no-folder"))
+        namespace.start("no-scheduler", strategy(), trainer={"schedulerName": "nobody-s-scheduler"})
+        namespace.start("expires", strategy(epochs=1), ttlSecondsAfterFinished=0)
+        namespace.start("unlabelled", strategy(epochs=3000))
+        yield namespace
+        names = ("no-folder", "no-scheduler", "unlabelled")
+        namespace.kube.run("delete", RESOURCE, *names, "--ignore-not-found")
+
+
+def test_pod_that_loses_its_label_is_not_replaced(slow: JobNamespace) -> None:
+    name = "unlabelled"
+    slow.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
+
+    slow.kube.run("label", "pod", f"{name}-1-0", "ktrdr.io/job-")
+
+    status = slow.finished(name)
+    assert true_conditions(status) == {"Complete", "Finished"}
+    assert (status["attempt"], status.get("disruptions", 0)) == (1, 0)
+
+
 def test_volume_that_cannot_be_mounted_is_reported_with_the_kubelets_message(
-    namespace: JobNamespace,
+    slow: JobNamespace,
 ) -> None:
     name = "no-folder"
-    with volume_without_folder(namespace, name):
-        namespace.start(name, strategy(), output=claim(name))
+    status = slow.until(
+        name, lambda s: "hostPath" in s.get("waiting", {}).get("message", ""), SECONDS
+    )
 
-        status = namespace.until(
-            name, lambda s: "hostPath" in s.get("waiting", {}).get("message", ""), SECONDS
-        )
+    assert status["waiting"]["reason"] == "PodNotReady"
+    assert "hostPath type check failed: /no/such/folder" in status["waiting"]["message"]
+    assert f"kubectl describe pod {name}-1-0" in status["message"]
+    assert "hostPath type check failed" in slow.events(name)
 
-        assert status["waiting"]["reason"] == "PodNotReady"
-        assert "hostPath type check failed: /no/such/folder" in status["waiting"]["message"]
-        assert f"kubectl describe pod {name}-1-0" in status["message"]
-        assert "hostPath type check failed" in namespace.events(name)
-        namespace.remove(name)
+
+def test_scheduler_that_does_not_run_is_reported(slow: JobNamespace) -> None:
+    status = waiting(slow, "no-scheduler")
+    assert 'scheduler "nobody-s-scheduler"' in status["waiting"]["message"]
+
+
+def test_job_with_ttl_0_leaves_its_result_in_an_event(
+    slow: JobNamespace,
+) -> None:
+    name = "expires"
+    slow.kube.run("wait", f"{RESOURCE}/{name}", "--for=delete", "--timeout=120s")
+    answer = slow.kube.run("get", "events", "--field-selector=reason=Expired", "-ojson")
+    told = [
+        event["message"]
+        for event in json.loads(answer)["items"]
+        if event["involvedObject"]["name"] == name
+    ]
+    assert len(told) == 1
+    assert "Succeeded: Trained 1 epochs; the model is stored at models/" in told[0]
 
 
 @contextmanager
@@ -149,14 +189,6 @@ def test_quota_is_reported_and_its_removal_starts_the_job(namespace: JobNamespac
     assert "exceeded quota: no-pods" in status["waiting"]["message"]
     namespace.kube.run("delete", "resourcequota", quota)
     assert true_conditions(namespace.finished(name)) == {"Complete", "Finished"}
-    namespace.remove(name)
-
-
-def test_scheduler_that_does_not_run_is_reported(namespace: JobNamespace) -> None:
-    name = "no-scheduler"
-    namespace.start(name, strategy(), trainer={"schedulerName": "nobody-s-scheduler"})
-    status = waiting(namespace, name)
-    assert 'scheduler "nobody-s-scheduler"' in status["waiting"]["message"]
     namespace.remove(name)
 
 
@@ -272,19 +304,6 @@ def test_sidecar_that_outlives_the_trainer_is_deleted_with_its_pod(namespace: Jo
     namespace.remove(name)
 
 
-def test_pod_that_loses_its_label_is_not_replaced(namespace: JobNamespace) -> None:
-    name = "unlabelled"
-    namespace.start(name, strategy(epochs=3000))
-    namespace.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
-
-    namespace.kube.run("label", "pod", f"{name}-1-0", "ktrdr.io/job-")
-
-    status = namespace.finished(name)
-    assert true_conditions(status) == {"Complete", "Finished"}
-    assert (status["attempt"], status.get("disruptions", 0)) == (1, 0)
-    namespace.kube.run("delete", RESOURCE, name)
-
-
 def test_drained_node_is_no_retry_and_resumes_from_the_checkpoint(namespace: JobNamespace) -> None:
     name = "drained"
     namespace.start(name, strategy(epochs=4000), checkpoint={"periodSeconds": 1})
@@ -321,19 +340,3 @@ def test_delete_with_cascade_foreground_waits_and_orphan_keeps_the_pod(
         return
     assert [pod["metadata"].get("ownerReferences") for pod in pods] == [None]
     namespace.kube.run("delete", "pod", f"{name}-1-0")
-
-
-def test_job_with_ttl_0_leaves_its_result_in_an_event(
-    namespace: JobNamespace,
-) -> None:
-    name = "expires"
-    namespace.start(name, strategy(epochs=1), ttlSecondsAfterFinished=0)
-    namespace.kube.run("wait", f"{RESOURCE}/{name}", "--for=delete", "--timeout=120s")
-    answer = namespace.kube.run("get", "events", "--field-selector=reason=Expired", "-ojson")
-    told = [
-        event["message"]
-        for event in json.loads(answer)["items"]
-        if event["involvedObject"]["name"] == name
-    ]
-    assert len(told) == 1
-    assert "Succeeded: Trained 1 epochs; the model is stored at models/" in told[0]

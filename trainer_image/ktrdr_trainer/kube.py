@@ -23,6 +23,9 @@ RESPONSE_MAX_BYTES: Final = 8 * 1024 * 1024
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
 TOKEN_AGE_MAX_SECONDS: Final = 60.0
 """The kubelet replaces a token at 80 % of its life, 10 minutes at least; a minute is enough."""
+RETRY_AFTER_MAX_SECONDS: Final = 60.0
+"""An API server says some seconds. A load balancer before it may say hours, and for as long a
+cancel would not be seen, though the server came back."""
 _UNAUTHORIZED: Final = 401
 _OK: Final = range(200, 300)
 
@@ -218,5 +221,5 @@ def _refusal(response: _Response) -> ApiError:
     except ApiError:
         text = content[:128].decode(errors="replace")
     after = response.headers.get("Retry-After", "")
-    seconds = float(after) if after.isdigit() else None
+    seconds = min(float(after), RETRY_AFTER_MAX_SECONDS) if after.isdecimal() else None
     return ApiError(response.status, text, reason=reason, retry_after_seconds=seconds)

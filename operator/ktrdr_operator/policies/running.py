@@ -27,7 +27,11 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
     if left is not None and left <= 0:
         reason, message, left = Reason.NOT_REPORTING, _silent_message(pod, limit), None
     if pod.unlabelled:
-        message += f"; the pod has lost its label {names.LABEL_JOB}, so its end is noticed late"
+        label = f"{names.LABEL_JOB}={policy_input.job.name}"
+        message += (
+            f"; the pod has lost its label {names.LABEL_JOB}, so its end is noticed late: kubectl "
+            f"label pod {pod.name} -n {policy_input.job.namespace} {label}"
+        )
     return PolicyResult(
         phase=Phase.RUNNING,
         reason=reason,

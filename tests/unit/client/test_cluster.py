@@ -29,6 +29,7 @@ from ktrdr_client.cluster import (
     _proxy_of_environment,
     error_from_answer,
 )
+from ktrdr_client.errors import RETRY_AFTER_MAX_SECONDS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -299,6 +300,12 @@ async def test_cluster_after_retry_after_sends_no_request_early() -> None:
         await asyncio.gather(*(cluster.get(PODS, "ns", "p") for _ in range(5)))
     assert refused.value.retry_after_seconds == 1
     assert min(times[1:]) - times[0] >= 1.0
+
+
+@pytest.mark.parametrize("header", ["86400", "9" * 400])
+def test_error_from_answer_of_a_load_balancer_stops_no_requests_for_hours(header: str) -> None:
+    error = error_from_answer(503, {"Retry-After": header}, b"maintenance")
+    assert error.retry_after_seconds == RETRY_AFTER_MAX_SECONDS
 
 
 async def test_cluster_limits_requests_in_flight() -> None:

@@ -168,6 +168,21 @@ def test_decide_pod_whose_native_sidecar_still_stops_is_left_for_its_logs() -> N
     assert plan(later).deletions == ()
 
 
+@pytest.mark.parametrize("pod", [running_pod(deleting=-5), pod_raw(deleting=-5)])
+def test_decide_pod_that_does_not_end_says_the_same_in_waiting_however_recent_a_write(
+    pod: Raw,
+) -> None:
+    """Nothing happens any more that would correct it."""
+    before = {"reason": "Terminating", "message": "has until ... to stop", "since": ago(6)}
+    state = recorded(1, C.RUNNING, waiting=before)
+    found = plan(replace(snapshot(job_raw(status=state), pod), seconds_since_write=6.0))
+    waiting = status(found).waiting
+    assert waiting is not None
+    assert waiting.message == status(found).message
+    assert "has not confirmed" in waiting.message
+    assert found.requeue_seconds is None
+
+
 @pytest.mark.parametrize(
     ("finalizers", "want"),
     [([], ["fx-1-0"]), (["foregroundDeletion"], ["fx-1-0"]), (["orphan"], [])],

@@ -12,7 +12,7 @@ import pytest
 
 from ktrdr_api.run_contract import CheckpointRef, JobIdentity, Stage
 from ktrdr_trainer.cluster_job import ClusterJob
-from ktrdr_trainer.kube import KubeClient
+from ktrdr_trainer.kube import ApiError, KubeClient
 from ktrdr_trainer.progress import RunView
 from ktrdr_trainer.reporter import FileSink, Pace, Reporter, Sink
 from ktrdr_trainer.runtime import ApiAccess
@@ -186,6 +186,18 @@ def test_reporter_told_retry_after_sends_nothing_before(
     first, second = api.patches[:2]
     assert second.at - first.at >= 1.0
     assert api.progress["step"] == 1
+
+
+def test_client_told_to_wait_for_hours_waits_for_a_minute(api: FakeApiServer) -> None:
+    api.faults.append(Fault(503, (("Retry-After", "86400"),)))
+    with pytest.raises(ApiError) as refused:
+        KubeClient(api.access).apply(
+            "/apis/ktrdr.io/v1alpha1/namespaces/default/trainingjobs/job/status",
+            {},
+            manager="m",
+            timeout_seconds=5,
+        )
+    assert refused.value.retry_after_seconds == 60
 
 
 @pytest.mark.parametrize("status", [403, 404, 409, 422, 500, 503])
