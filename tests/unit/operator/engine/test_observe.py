@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from engine_builders import JOB, NAMESPACE, Raw, progress
-from simulated_cluster import KEY, Operator, SimulatedCluster, run_to_end
 from ktrdr_api import names
 from ktrdr_client.cluster import CONFIG_MAPS, PODS, TRAINING_JOBS, ApiError
 from ktrdr_client.testing import Request
 from ktrdr_operator.intake import Intake
 from ktrdr_operator.observe import FRESH_SECONDS
 from ktrdr_operator.store import JobKey
+from simulated_cluster import KEY, Operator, SimulatedCluster, run_to_end
 
 GET_JOB = Request("get", names.KIND, JOB)
 GET_POD = Request("get", "Pod", "fx-1-0")
