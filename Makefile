@@ -78,7 +78,7 @@ e2e: bootstrap ## The whole product on the cluster: chart, operator, trainers
 test: ## Everything, in order, with wall times; brings a cluster up if there is none
 	@tests/all.sh
 
-bench-loop: bootstrap ## Trainer loop against a DataLoader loop; fails below its bars
+bench-loop: bootstrap ## Trainer loop against a DataLoader loop; fails below its threshold
 	@PYTHONPATH=tests $(PYTHON) tests/bench/bench_loop.py
 
 bench-start: bootstrap ## Start of the trainer to its first step against a bare import of torch

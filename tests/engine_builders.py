@@ -1,7 +1,7 @@
-"""Raw objects as the API server has them, valid by default; one keyword for each difference.
+"""Builders of raw objects as the API server has them, valid by default; keywords set differences.
 
-Tests of the engine build situations out of these and parse them with the product's own `observe`
-functions, so that a situation is always one that can be met on a cluster.
+Tests of the engine build situations from these and parse them with the product's own `observe`
+functions, so that every situation can occur on a cluster.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -39,7 +39,7 @@ CHECKPOINT = {
 
 
 def ago(seconds: float) -> str:
-    """The time so many seconds before NOW; negative is later."""
+    """Time this many seconds before NOW; negative is later."""
     return format_timestamp(NOW - timedelta(seconds=seconds))
 
 
@@ -63,7 +63,7 @@ def job_raw(name: str = JOB, *, uid: str = UID, status: Raw | None = None, **spe
 
 
 def recorded(attempt: int = 1, *true: ConditionType, **fields: Any) -> Raw:
-    """Status of a job whose attempt is on record; `true` names the conditions that hold."""
+    """Status of a job whose attempt is recorded; `true` names the conditions that are True."""
     return {
         "observedGeneration": 1,
         "phase": "Starting",
@@ -87,7 +87,7 @@ def recorded(attempt: int = 1, *true: ConditionType, **fields: Any) -> Raw:
 
 
 def progress(attempt: int = 1, stage: str = "Training", **fields: Any) -> Raw:
-    """What a trainer reports."""
+    """Progress report of a trainer."""
     return {
         "attempt": attempt,
         "podUID": f"pod-{attempt}",
@@ -162,13 +162,13 @@ def running_pod(attempt: int = 1, *, startedAt: str = "", **fields: Any) -> Raw:
 
 
 def waiting_pod(reason: str, message: str, attempt: int = 1, **fields: Any) -> Raw:
-    """A pod that the kubelet holds up."""
+    """A pod that waits, with the kubelet's reason."""
     state = {"waiting": {"reason": reason, "message": message}}
     return pod_raw(attempt, state=state, **fields)
 
 
 def unscheduled_pod(message: str, reason: str = "Unschedulable") -> Raw:
-    """A pod that the scheduler holds up."""
+    """A pod without a node, with the scheduler's reason."""
     condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
     return pod_raw(node=None, conditions=(condition,))
 
@@ -195,7 +195,7 @@ def ended_pod(
     return pod_raw(attempt, **{"state": {"terminated": terminated}, "phase": phase, **fields})
 
 
-def last_word(outcome: Outcome = Outcome.SUCCEEDED, **fields: Any) -> str:
+def termination_message(outcome: Outcome = Outcome.SUCCEEDED, **fields: Any) -> str:
     """A termination message as the trainer writes it."""
     exit_code = {"Succeeded": 0, "Cancelled": 10, "Terminated": 143, "Failed": 1}[outcome]
     reason = {"Succeeded": "Completed", "Cancelled": "Cancelled"}.get(outcome, "TrainerFailed")
@@ -211,7 +211,7 @@ def last_word(outcome: Outcome = Outcome.SUCCEEDED, **fields: Any) -> str:
 
 
 def with_sidecar(pod: Raw, state: str = "running") -> Raw:
-    """The same pod beside a container that has not ended."""
+    """The same pod with another container that has not ended."""
     sidecar = {"name": "sidecar", "state": {state: {"startedAt": ago(100)}}}
     pod["status"]["containerStatuses"].append(sidecar)
     return pod
@@ -222,7 +222,9 @@ MODEL = {"path": "models/fx_momentum/1h_v1", "digest": DIGEST, "sizeBytes": 4096
 
 def succeeded_pod(attempt: int = 1, *, checkpoint: Raw | None = None, **fields: Any) -> Raw:
     """A pod whose trainer has stored a model."""
-    message = last_word(attempt=attempt, epochsCompleted=50, artifact=MODEL, checkpoint=checkpoint)
+    message = termination_message(
+        attempt=attempt, epochsCompleted=50, artifact=MODEL, checkpoint=checkpoint
+    )
     return ended_pod(0, attempt, message=message, **fields)
 
 

@@ -20,8 +20,8 @@ from typing import Final
 import orjson
 
 RETRY_AFTER_MAX_SECONDS: Final = 60.0
-"""An API server says some seconds. A load balancer before it may say hours, which would stop all
-requests of a process for as long, though the server came back."""
+"""Maximum of Retry-After that is respected. An API server sends some seconds; a load balancer may
+send hours, during which this client would send no request to a server that is available again."""
 
 
 class ApiError(Exception):

@@ -118,7 +118,7 @@ def assert_wrong_attempt(answer: tuple[int, str]) -> None:
 
 
 @pytest.mark.parametrize("content_type", [MERGE, APPLY])
-def test_trainer_policy_own_progress_is_accepted_and_a_lower_step_is_not(
+def test_trainer_policy_own_progress_is_accepted_and_lower_step_is_rejected(
     namespace: Kube, trainer_of: Callable[..., Trainer], content_type: str
 ) -> None:
     trainer = trainer_of("job-1-0")
@@ -130,7 +130,7 @@ def test_trainer_policy_own_progress_is_accepted_and_a_lower_step_is_not(
     assert status["progress"] == trainer.progress(step=5)["progress"]
 
 
-def test_trainer_policy_before_the_first_status_only_the_pod_of_attempt_1_reports(
+def test_trainer_policy_before_first_status_accepts_only_pod_of_attempt_1(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     names = ("job-2-0", "job-1-1", "neighbour-1-0", "job")
@@ -144,7 +144,7 @@ def test_trainer_policy_before_the_first_status_only_the_pod_of_attempt_1_report
     assert first.report() == (HTTPStatus.OK, "")
 
 
-def test_trainer_policy_an_earlier_or_a_later_attempt_must_not_report(
+def test_trainer_policy_report_of_previous_or_later_attempt_is_rejected(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     set_status(namespace, attempt=2, podName="job-2-0")
@@ -160,7 +160,7 @@ def test_trainer_policy_an_earlier_or_a_later_attempt_must_not_report(
     assert current.report(attempt=2) == (HTTPStatus.OK, "")
 
 
-def test_trainer_policy_the_token_decides_which_pod_it_is(
+def test_trainer_policy_pod_is_identified_by_its_token(
     trainer_of: Callable[..., Trainer],
 ) -> None:
     trainer, neighbour, unbound = trainer_of("job-1-0"), trainer_of("other-1-0"), trainer_of()
@@ -171,7 +171,7 @@ def test_trainer_policy_the_token_decides_which_pod_it_is(
     assert trainer.report() == (HTTPStatus.OK, "")
 
 
-def test_trainer_policy_the_token_of_a_deleted_pod_is_worth_nothing(
+def test_trainer_policy_token_of_deleted_pod_is_rejected(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     trainer = trainer_of("job-1-0")
@@ -187,7 +187,7 @@ def test_trainer_policy_the_token_of_a_deleted_pod_is_worth_nothing(
     assert successor.report() == (HTTPStatus.OK, "")
 
 
-def test_trainer_policy_every_other_field_is_forbidden(
+def test_trainer_policy_every_other_field_is_rejected(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     set_status(namespace, podName="job-1-0", attempt=1)
@@ -207,7 +207,7 @@ def test_trainer_policy_every_other_field_is_forbidden(
     assert namespace.get(JOBS, "job")["status"]["phase"] == "Succeeded"
 
 
-def test_trainer_policy_ownership_of_other_fields_cannot_be_gained(
+def test_trainer_policy_ownership_of_other_fields_is_rejected(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     set_status(namespace, podName="job-1-0", attempt=1, reportPeriodSeconds=10)
@@ -222,7 +222,7 @@ def test_trainer_policy_ownership_of_other_fields_cannot_be_gained(
     assert trainer.report() == (HTTPStatus.OK, "")
 
 
-def test_trainer_policy_nothing_beside_status_can_be_changed_through_it(
+def test_trainer_policy_status_request_cannot_change_spec_or_metadata(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     trainer = trainer_of("job-1-0")
@@ -244,7 +244,7 @@ def test_trainer_policy_nothing_beside_status_can_be_changed_through_it(
     assert after["spec"] == before["spec"]
 
 
-def test_trainer_policy_another_job_is_out_of_reach(
+def test_trainer_policy_report_to_another_job_is_rejected(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     namespace.create(training_job("neighbour", strategy={"inline": "name: any"}))
@@ -255,7 +255,7 @@ def test_trainer_policy_another_job_is_out_of_reach(
     forbidden(elsewhere.report(), 'the current attempt runs in pod "neighbour-1-0"')
 
 
-def test_trainer_policy_a_trainer_of_another_namespace_must_not_report(
+def test_trainer_policy_trainer_of_another_namespace_is_rejected(
     namespace: Kube, trainer_of: Callable[..., Trainer]
 ) -> None:
     """Also where somebody has granted it the right, and its pod has the right name."""

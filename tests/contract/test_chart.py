@@ -94,14 +94,14 @@ def team(cluster: Kube, name: str) -> Kube:
     return replace(cluster, namespace=name)
 
 
-def test_lint_finds_nothing(cluster: Kube) -> None:
+def test_chart_lint_finds_no_problem(cluster: Kube) -> None:
     done = helm(cluster, "lint", "--strict", str(CHART))
     assert (done.returncode, "WARNING" in done.stdout) == (0, False), done.stdout
     assert "symbolic link" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("values", [None, EVERYTHING], ids=["defaults", "everything"])
-def test_server_accepts_every_manifest(kube: Kube, values: Raw | None) -> None:
+def test_chart_every_manifest_is_accepted_by_the_server(kube: Kube, values: Raw | None) -> None:
     manifests = render(kube, values)
     # The server may have those of another release, and does not know the Prometheus operator.
     known = [
@@ -121,7 +121,7 @@ def test_server_accepts_every_manifest(kube: Kube, values: Raw | None) -> None:
     assert [kind in manifests for kind in extra] == [bool(values)] * 4
 
 
-def test_rights_of_operator_and_trainer_are_these(cluster: Kube) -> None:
+def test_chart_rights_of_operator_and_trainer_are_minimal(cluster: Kube) -> None:
     manifests = render(team(cluster, "ops"))
 
     assert role(manifests, "ClusterRole", "ops.chart-test-ktrdr-operator") == {
@@ -142,7 +142,7 @@ def test_rights_of_operator_and_trainer_are_these(cluster: Kube) -> None:
     assert lease["resourceNames"] == [environment(manifests)["KTRDR_LEASE_NAME"]]
 
 
-def test_watched_namespaces_need_no_object_outside_them(cluster: Kube) -> None:
+def test_chart_with_watch_namespaces_has_no_object_outside_them(cluster: Kube) -> None:
     values = {**NAMESPACED, "operator": {"watchNamespaces": ["one", "two"]}}
     manifests = render(team(cluster, "ops"), values)
 
@@ -162,7 +162,7 @@ def test_watched_namespaces_need_no_object_outside_them(cluster: Kube) -> None:
     assert environment(manifests)["KTRDR_TRAINER_ROLE_KIND"] == "Role"
 
 
-def test_two_namespaced_releases_of_one_name_have_no_object_in_common(cluster: Kube) -> None:
+def test_chart_two_namespaced_releases_of_one_name_share_no_object(cluster: Kube) -> None:
     first, second = (
         ids(
             render(
@@ -187,7 +187,7 @@ def test_two_namespaced_releases_of_one_name_have_no_object_in_common(cluster: K
     ],
     ids=["namespaces", "dashes", "long", "dots"],
 )
-def test_names_of_two_releases_differ(
+def test_chart_names_of_two_releases_differ(
     cluster: Kube, first: tuple[str, str], second: tuple[str, str]
 ) -> None:
     values = {"strategies": {"enabled": False}}
@@ -199,7 +199,7 @@ def test_names_of_two_releases_differ(
     assert [name for name in names if len(name) > 63 or "." in name] == []
 
 
-def test_two_releases_in_one_namespace_have_two_leases(cluster: Kube) -> None:
+def test_chart_two_releases_in_one_namespace_have_two_leases(cluster: Kube) -> None:
     leases = {
         environment(render(team(cluster, "ops"), release=release))["KTRDR_LEASE_NAME"]
         for release in ("ktrdr-one", "ktrdr-two")
@@ -207,7 +207,7 @@ def test_two_releases_in_one_namespace_have_two_leases(cluster: Kube) -> None:
     assert leases == {"ktrdr-one-operator", "ktrdr-two-operator"}
 
 
-def test_cluster_part_only_has_no_operator(cluster: Kube) -> None:
+def test_chart_cluster_part_has_no_operator(cluster: Kube) -> None:
     values = {
         "operator": {"enabled": False},
         "rbac": {"namespaceInstall": True},
@@ -233,7 +233,7 @@ def test_cluster_part_only_has_no_operator(cluster: Kube) -> None:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_what_running_trainers_need_is_kept_with_their_jobs(cluster: Kube, keep: bool) -> None:
+def test_chart_objects_of_running_trainers_are_kept_with_the_crd(cluster: Kube, keep: bool) -> None:
     manifests = render(team(cluster, "ops"), {"crds": {"keep": keep}}, release="ktrdr")
 
     kept = {
@@ -251,7 +251,7 @@ def test_what_running_trainers_need_is_kept_with_their_jobs(cluster: Kube, keep:
     assert kept == (all_of_it if keep else set())
 
 
-def test_null_leaves_users_and_groups_to_the_cluster(cluster: Kube) -> None:
+def test_chart_null_leaves_user_and_group_to_the_cluster(cluster: Kube) -> None:
     ids_of: Raw = {"runAsUser": None, "runAsGroup": None}
     values = {
         "podSecurityContext": ids_of,
@@ -270,7 +270,7 @@ def test_null_leaves_users_and_groups_to_the_cluster(cluster: Kube) -> None:
     assert [environment(default)[name] for name in names] == ["10001", "10001"]
 
 
-def test_values_for_trainer_pods_reach_the_operator(cluster: Kube) -> None:
+def test_chart_values_of_trainer_pods_reach_the_operator(cluster: Kube) -> None:
     trainer: Raw = {
         "imagePullSecrets": [{"name": "one"}, {"name": "two"}],
         "podLabels": {"team": "quants"},
@@ -288,12 +288,12 @@ def test_values_for_trainer_pods_reach_the_operator(cluster: Kube) -> None:
     assert found["KTRDR_TRAINER_INHERITED_ANNOTATIONS"] == "example.com/a,example.com/b"
 
 
-def test_large_numbers_are_written_in_full(cluster: Kube) -> None:
+def test_chart_large_numbers_are_written_without_exponent(cluster: Kube) -> None:
     """YAML numbers are floats in Helm: 1000000 would become 1e+06."""
     assert environment(render(cluster))["KTRDR_REPORT_BYTES_PER_SECOND"] == "1000000"
 
 
-def test_operators_never_overlap_without_leader_election(cluster: Kube) -> None:
+def test_chart_without_leader_election_never_runs_two_operators(cluster: Kube) -> None:
     manifests = render(cluster, {"operator": {"leaderElection": False}})
 
     assert manifests["Deployment"][0]["spec"]["strategy"] == {"type": "Recreate"}
@@ -321,7 +321,7 @@ def test_operators_never_overlap_without_leader_election(cluster: Kube) -> None:
     ],
     ids=["unknown key", "two leaders", "monitor of nothing", "account", "label", "inherited"],
 )
-def test_values_that_cannot_work_are_rejected_with_a_remedy(
+def test_chart_invalid_values_are_rejected_with_a_remedy(
     cluster: Kube, values: Raw, words: str
 ) -> None:
     done = helm(cluster, "template", "chart-test", str(CHART), values=values)

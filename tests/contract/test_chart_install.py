@@ -37,7 +37,7 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.usefixtures("crd")
-def test_crd_of_another_owner_stops_the_installation_with_a_remedy(kube: Kube) -> None:
+def test_install_with_crd_of_another_owner_fails_with_a_remedy(kube: Kube) -> None:
     """On this cluster it belongs to another release, or was created by kubectl."""
     error = dry_install(kube, {**served(kube), "crds": {"enabled": True}})
 
@@ -50,7 +50,7 @@ def test_crd_of_another_owner_stops_the_installation_with_a_remedy(kube: Kube) -
     assert dry_install(kube, served(kube)) == ""
 
 
-def test_role_of_another_release_stops_the_installation_and_the_remedy_works(kube: Kube) -> None:
+def test_install_with_role_of_another_release_fails_and_the_remedy_works(kube: Kube) -> None:
     kube.run("create", "role", "ktrdr-trainer", "--verb=get", "--resource=pods")
     owner = ("meta.helm.sh/release-name=other", "meta.helm.sh/release-namespace=elsewhere")
     kube.run("annotate", "role", "ktrdr-trainer", *owner)
@@ -68,7 +68,7 @@ def test_role_of_another_release_stops_the_installation_and_the_remedy_works(kub
     assert dry_install(kube, served(kube)) == ""
 
 
-def test_cluster_role_of_another_owner_stops_the_installation_with_a_remedy(kube: Kube) -> None:
+def test_install_with_cluster_role_of_another_owner_fails_with_a_remedy(kube: Kube) -> None:
     found = kube.run("get", "clusterrole", "ktrdr-trainer", "--ignore-not-found", "-oname")
     if not found:
         kube.create(TRAINER_ROLE)
@@ -82,7 +82,7 @@ def test_cluster_role_of_another_owner_stops_the_installation_with_a_remedy(kube
             kube.run("delete", "clusterrole", "ktrdr-trainer")
 
 
-def test_policy_of_another_owner_stops_the_installation_with_a_remedy(kube: Kube) -> None:
+def test_install_with_policy_of_another_owner_fails_with_a_remedy(kube: Kube) -> None:
     values = {**served(kube), "admission": {"enabled": True}}
     [trainer, _] = render(kube, values)["ValidatingAdmissionPolicyBinding"]
     kube.create(trainer)
@@ -133,7 +133,7 @@ def wait_for_rights(kube: Kube, user: str) -> None:
 
 
 @pytest.mark.usefixtures("crd")
-def test_two_teams_install_an_operator_each_without_cluster_rights(
+def test_install_by_two_teams_needs_no_cluster_rights(
     teams: list[Kube], administrators: list[str]
 ) -> None:
     for kube, user in zip(teams, administrators, strict=True):
@@ -147,14 +147,14 @@ def test_two_teams_install_an_operator_each_without_cluster_rights(
         succeeded(helm(kube, "uninstall", "ktrdr", *where))
 
 
-def test_notes_warn_where_no_release_has_installed_the_crd(cluster: Kube) -> None:
+def test_install_without_crd_warns_in_the_notes(cluster: Kube) -> None:
     command = ("install", "chart-test", str(CHART), "--dry-run=client")
     notes = succeeded(helm(cluster, *command, values=NAMESPACED))
     assert "WARNING: this cluster does not know TrainingJobs" in notes
 
 
 @pytest.mark.usefixtures("crd")
-def test_uninstall_keeps_the_guard_of_running_trainers_and_says_so(kube: Kube) -> None:
+def test_uninstall_keeps_trainer_policy_and_names_it_in_the_notes(kube: Kube) -> None:
     values = {**served(kube), "admission": {"enabled": True}}
     install = ("install", "ktrdr", str(CHART), f"-n={kube.namespace}")
     notes = succeeded(helm(kube, *install, values=values))

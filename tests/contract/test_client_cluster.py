@@ -44,7 +44,7 @@ def config_map(kube: Kube, name: str = "c", **data: str) -> Raw:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-async def test_client_reads_what_it_wrote_and_lists_it(client: Cluster, kube: Kube) -> None:
+async def test_client_created_object_is_read_and_listed(client: Cluster, kube: Kube) -> None:
     created = await client.create(CONFIG_MAPS, config_map(kube, k="ü"))
     assert await client.get(CONFIG_MAPS, kube.namespace, "c") == created
     found, version = await client.list(CONFIG_MAPS, kube.namespace, label_selector="test")
@@ -56,14 +56,14 @@ async def test_client_reads_what_it_wrote_and_lists_it(client: Cluster, kube: Ku
     assert await client.get(CONFIG_MAPS, kube.namespace, "none") is None
 
 
-async def test_client_apply_repeated_leaves_resource_version(client: Cluster, kube: Kube) -> None:
+async def test_client_apply_repeated_keeps_resource_version(client: Cluster, kube: Kube) -> None:
     first = await client.apply(CONFIG_MAPS, config_map(kube, a="1", b="2"))
     assert await client.apply(CONFIG_MAPS, config_map(kube, a="1", b="2")) == first
     second = await client.apply(CONFIG_MAPS, config_map(kube, a="1"))
     assert second["data"] == {"a": "1"}
 
 
-async def test_client_apply_with_stale_version_or_uid_conflicts(
+async def test_client_apply_with_outdated_version_or_uid_conflicts(
     client: Cluster, kube: Kube
 ) -> None:
     first = await client.apply(CONFIG_MAPS, config_map(kube, a="1"))
@@ -75,7 +75,7 @@ async def test_client_apply_with_stale_version_or_uid_conflicts(
             await client.apply(CONFIG_MAPS, stale)
 
 
-async def test_client_delete_spares_an_object_with_another_uid(client: Cluster, kube: Kube) -> None:
+async def test_client_delete_with_other_uid_keeps_the_object(client: Cluster, kube: Kube) -> None:
     created = await client.create(CONFIG_MAPS, config_map(kube))
     namespace, uid = kube.namespace, created["metadata"]["uid"]
     assert not await client.delete(CONFIG_MAPS, namespace, "c", uid=str(uuid.uuid4()))
@@ -83,7 +83,9 @@ async def test_client_delete_spares_an_object_with_another_uid(client: Cluster, 
     assert not await client.delete(CONFIG_MAPS, namespace, "c", uid=uid)
 
 
-async def test_client_delete_of_a_changed_object_spares_it(client: Cluster, kube: Kube) -> None:
+async def test_client_delete_with_outdated_version_keeps_the_object(
+    client: Cluster, kube: Kube
+) -> None:
     first = await client.apply(CONFIG_MAPS, config_map(kube, a="1"))
     second = await client.apply(CONFIG_MAPS, config_map(kube, a="2"))
     uid = first["metadata"]["uid"]
@@ -95,7 +97,7 @@ async def test_client_delete_of_a_changed_object_spares_it(client: Cluster, kube
         assert deleted is want
 
 
-async def test_client_pages_are_as_the_list(client: Cluster, kube: Kube) -> None:
+async def test_client_pages_return_the_same_objects_as_list(client: Cluster, kube: Kube) -> None:
     for number in range(60):  # more than the first page
         await client.create(CONFIG_MAPS, config_map(kube, name=f"c{number}"))
     found, _ = await client.list(CONFIG_MAPS, kube.namespace, label_selector="test")
@@ -111,9 +113,7 @@ async def test_client_pages_are_as_the_list(client: Cluster, kube: Kube) -> None
     assert len(limited) == 3
 
 
-async def test_client_patch_removes_a_field_that_another_manager_has_set_as_well(
-    client: Cluster, kube: Kube
-) -> None:
+async def test_client_patch_removes_field_of_two_managers(client: Cluster, kube: Kube) -> None:
     job = kube.create(training_job(**IDLE))
     body = status(job, reportPeriodSeconds=2)
     await client.apply(TRAINING_JOBS, body, subresource="status")
@@ -148,7 +148,7 @@ def status(job: Raw, *, version: str = "", **fields: object) -> Raw:
     }
 
 
-async def test_client_status_apply_leaves_spec_and_metadata(client: Cluster, kube: Kube) -> None:
+async def test_client_status_apply_keeps_spec_and_metadata(client: Cluster, kube: Kube) -> None:
     before = kube.create(training_job(**IDLE))
     body = status(before, phase="Pending")
     after = await client.apply(TRAINING_JOBS, body, subresource="status")
@@ -160,7 +160,9 @@ async def test_client_status_apply_leaves_spec_and_metadata(client: Cluster, kub
         await client.apply(TRAINING_JOBS, bad, subresource="status")
 
 
-async def test_client_status_of_an_older_version_is_refused(client: Cluster, kube: Kube) -> None:
+async def test_client_status_apply_with_outdated_version_is_rejected(
+    client: Cluster, kube: Kube
+) -> None:
     before = kube.create(training_job(**IDLE))
     old = before["metadata"]["resourceVersion"]
     await client.apply(TRAINING_JOBS, status(before, phase="Pending"), subresource="status")
@@ -175,7 +177,9 @@ async def test_client_status_of_an_older_version_is_refused(client: Cluster, kub
         await client.apply(TRAINING_JOBS, body, subresource="status")
 
 
-async def test_client_creates_two_hundred_objects_cheaply(client: Cluster, kube: Kube) -> None:
+async def test_client_two_hundred_creates_stay_within_cpu_limit(
+    client: Cluster, kube: Kube
+) -> None:
     # Measured 0.7 ms of CPU each; four times that leaves room for a busy machine.
     began = time.process_time()
     await asyncio.gather(
@@ -184,7 +188,7 @@ async def test_client_creates_two_hundred_objects_cheaply(client: Cluster, kube:
     assert time.process_time() - began < 200 * 0.003
 
 
-async def test_events_are_found_by_kubectl(client: Cluster, kube: Kube) -> None:
+async def test_events_are_listed_by_kubectl_events(client: Cluster, kube: Kube) -> None:
     job = kube.create(training_job(**IDLE))
     recorder = EventRecorder(client, Metrics(), lambda: datetime.now(UTC))
     task = asyncio.create_task(recorder.run())
@@ -201,7 +205,7 @@ async def test_events_are_found_by_kubectl(client: Cluster, kube: Kube) -> None:
     assert "ContractTest" in kube.run("describe", "trainingjobs.ktrdr.io", "job")
 
 
-async def test_lease_has_one_leader_and_changes_hands_on_release(
+async def test_lease_has_one_leader_and_is_acquired_after_release(
     client: Cluster, kube: Kube
 ) -> None:
     one, two = (

@@ -66,7 +66,7 @@ VALID: dict[str, Raw] = {
 
 
 @pytest.mark.parametrize("spec", VALID.values(), ids=VALID.keys())
-def test_spec_valid_is_taken(cluster: Kube, spec: Raw) -> None:
+def test_spec_valid_is_accepted(cluster: Kube, spec: Raw) -> None:
     cluster.create(training_job(**spec), DRY_RUN)
 
 
@@ -123,7 +123,7 @@ INVALID: dict[str, tuple[Raw, str]] = {
 
 
 @pytest.mark.parametrize(("spec", "message"), INVALID.values(), ids=INVALID.keys())
-def test_spec_invalid_is_refused_with_its_reason(cluster: Kube, spec: Raw, message: str) -> None:
+def test_spec_invalid_is_rejected_with_its_reason(cluster: Kube, spec: Raw, message: str) -> None:
     with pytest.raises(RefusedError) as refused:
         cluster.create(training_job(**spec), DRY_RUN)
     assert message in str(refused.value)
@@ -134,33 +134,33 @@ def test_spec_invalid_is_refused_with_its_reason(cluster: Kube, spec: Raw, messa
     [{"hostNetwork": True}, {"trainer": {"command": ["sh"]}}, {"trainer": {"privileged": True}}],
     ids=["host network", "command", "privileged"],
 )
-def test_spec_unknown_field_is_refused(cluster: Kube, spec: Raw) -> None:
+def test_spec_unknown_field_is_rejected(cluster: Kube, spec: Raw) -> None:
     with pytest.raises(RefusedError, match="unknown field"):
         cluster.create(training_job(**spec), DRY_RUN)
 
 
 @pytest.mark.parametrize("name", ["a" * 52, "a-1"])
-def test_name_valid_is_taken(cluster: Kube, name: str) -> None:
+def test_name_valid_is_accepted(cluster: Kube, name: str) -> None:
     cluster.create(training_job(name), DRY_RUN)
 
 
 @pytest.mark.parametrize("name", ["a" * 53, "1a", "a.b"])
-def test_name_invalid_is_refused(cluster: Kube, name: str) -> None:
+def test_name_invalid_is_rejected(cluster: Kube, name: str) -> None:
     with pytest.raises(RefusedError, match="must be an RFC 1035 label"):
         cluster.create(training_job(name), DRY_RUN)
 
 
-def test_status_of_a_fresh_object_is_not_current(cluster: Kube) -> None:
+def test_status_of_new_object_is_not_current(cluster: Kube) -> None:
     created = cluster.create(training_job(), DRY_RUN)
     assert created["status"] == {"observedGeneration": -1}
 
 
-def test_status_given_at_creation_is_ignored(cluster: Kube) -> None:
+def test_status_in_create_request_is_ignored(cluster: Kube) -> None:
     created = cluster.create({**training_job(), "status": {"phase": "Succeeded"}}, DRY_RUN)
     assert created["status"] == {"observedGeneration": -1}
 
 
-def test_spec_after_creation_is_immutable_but_for_cancel(kube: Kube) -> None:
+def test_spec_after_creation_is_immutable_except_cancel_and_ttl(kube: Kube) -> None:
     kube.create(
         training_job(symbols=["BTC", "ETH"], timeframes=["1h", "1d"], trainer={"image": "a"})
     )
@@ -189,7 +189,7 @@ def test_spec_after_creation_is_immutable_but_for_cancel(kube: Kube) -> None:
         assert f"spec.{field} is immutable after creation" in str(refused.value)
 
 
-def test_cancel_is_one_way(kube: Kube) -> None:
+def test_cancel_reset_is_rejected(kube: Kube) -> None:
     kube.create(training_job())
     patched = kube.patch(RESOURCE, "job", {"spec": {"cancel": True}})
     assert patched["spec"]["cancel"] is True
@@ -206,7 +206,7 @@ def progress(**progress: Any) -> Raw:
     return {"status": {"progress": {**fixed, **progress}}}
 
 
-def test_progress_never_goes_backwards(kube: Kube) -> None:
+def test_progress_that_decreases_is_rejected(kube: Kube) -> None:
     kube.create(training_job())
     kube.patch(RESOURCE, "job", {"status": {"attempt": 3}}, STATUS)
     kube.patch(RESOURCE, "job", progress(attempt=2, step=10), STATUS)
@@ -233,7 +233,7 @@ def test_progress_never_goes_backwards(kube: Kube) -> None:
     kube.patch(RESOURCE, "job", own, STATUS)
 
 
-def test_status_attempt_of_an_outdated_writer_is_refused(kube: Kube) -> None:
+def test_status_attempt_that_decreases_is_rejected(kube: Kube) -> None:
     kube.create(training_job())
     kube.patch(RESOURCE, "job", {"status": {"attempt": 2}}, STATUS)
     with pytest.raises(
@@ -249,7 +249,7 @@ def conditions(**status_by_type: str) -> Raw:
 
 
 @pytest.mark.parametrize("terminal", ["Complete", "Failed", "Cancelled", "Finished"])
-def test_terminal_condition_never_reverts(kube: Kube, terminal: str) -> None:
+def test_terminal_condition_that_reverts_is_rejected(kube: Kube, terminal: str) -> None:
     kube.create(training_job())
     done = conditions(Complete="False", Failed="False", Cancelled="False", Finished="False")
     for condition in done["status"]["conditions"]:
@@ -260,12 +260,12 @@ def test_terminal_condition_never_reverts(kube: Kube, terminal: str) -> None:
             kube.patch(RESOURCE, "job", undone, STATUS)
 
 
-def test_schema_is_explained_by_kubectl(cluster: Kube) -> None:
+def test_schema_every_field_is_explained_by_kubectl(cluster: Kube) -> None:
     text = cluster.run("explain", f"{RESOURCE}.spec.cancellation")
     assert "Seconds from the cancel request until the trainer" in text
 
 
-def test_printer_columns_show_progress_and_the_message(kube: Kube) -> None:
+def test_printer_columns_show_progress_and_message(kube: Kube) -> None:
     kube.create(training_job())
     display = {"epoch": "3/50", "eta": "4m20s", "loss": "0.25", "batch": "120/640"}
     body = progress(attempt=1, percentage=7, display={**display, "progress": "7%"})
@@ -314,7 +314,7 @@ def managed_status_fields(kube: Kube) -> dict[str, Raw]:
     }
 
 
-def test_status_applied_by_two_managers_neither_removes_the_part_of_the_other(kube: Kube) -> None:
+def test_status_applied_by_two_managers_keeps_both_parts(kube: Kube) -> None:
     kube.create(training_job())
     waiting = {"reason": "Unschedulable", "message": "", "since": TIME}
     operator: Raw = {"observedGeneration": 1, "attempt": 1, "waiting": waiting}
@@ -342,7 +342,7 @@ def test_status_applied_by_two_managers_neither_removes_the_part_of_the_other(ku
     assert "ktrdr-trainer" not in owned
 
 
-def test_managed_fields_have_one_entry_for_each_part(kube: Kube) -> None:
+def test_managed_fields_have_one_entry_per_atomic_field(kube: Kube) -> None:
     kube.create(training_job())
     status = {**progress(attempt=1)["status"], **conditions(Running="True")["status"]}
     apply_status(kube, "any", status)
@@ -381,7 +381,7 @@ ATTEMPTS: dict[str, tuple[int | None, int, bool]] = {
 @pytest.mark.parametrize(
     ("on_record", "reported", "accepted"), ATTEMPTS.values(), ids=ATTEMPTS.keys()
 )
-def test_progress_of_an_attempt_that_is_not_on_record_is_refused(
+def test_progress_of_unrecorded_attempt_is_rejected(
     kube: Kube, on_record: int | None, reported: int, *, accepted: bool
 ) -> None:
     kube.create(training_job())
@@ -407,7 +407,7 @@ def test_progress_of_an_attempt_that_is_not_on_record_is_refused(
     ],
     ids=["ended", "running", "no state"],
 )
-def test_retry_time_of_an_attempt_that_has_not_ended_is_refused(
+def test_retry_time_of_unfinished_attempt_is_rejected(
     kube: Kube, status: Raw, *, accepted: bool
 ) -> None:
     kube.create(training_job())
@@ -432,7 +432,7 @@ TIMES = {
 }
 
 
-def test_time_is_accepted_by_the_server_and_by_the_models_alike(kube: Kube) -> None:
+def test_time_is_accepted_by_server_and_models_alike(kube: Kube) -> None:
     # A time that only the server accepts would make the status unreadable for the operator; one
     # that only the models accept would make each of its status updates fail.
     kube.create(training_job())

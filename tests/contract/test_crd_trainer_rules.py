@@ -101,7 +101,7 @@ VALID: dict[str, Raw] = {
 
 
 @pytest.mark.parametrize("trainer", VALID.values(), ids=VALID.keys())
-def test_trainer_valid_is_accepted_as_is_its_pod(
+def test_trainer_valid_is_accepted_and_so_is_its_pod(
     error_of: Callable[[str, Raw], str], trainer: Raw
 ) -> None:
     assert error_of(JOBS, training_job(trainer=trainer)) == ""
@@ -260,13 +260,13 @@ STRICTER: dict[str, tuple[Raw, str]] = {
 
 
 @pytest.mark.parametrize(("trainer", "message"), STRICTER.values(), ids=STRICTER.keys())
-def test_trainer_that_could_not_run_is_rejected(
+def test_trainer_that_cannot_run_is_rejected(
     error_of: Callable[[str, Raw], str], trainer: Raw, message: str
 ) -> None:
     assert message in error_of(JOBS, training_job(trainer=trainer))
 
 
-def test_number_with_a_fraction_needs_quotes_and_explain_says_so(cluster: Kube) -> None:
+def test_trainer_unquoted_fraction_is_rejected_and_explain_says_to_quote(cluster: Kube) -> None:
     # The API server's schema has integers and strings in one field, but no fractions beside them,
     # and its message for a wrong type cannot be changed.
     with pytest.raises(RefusedError, match='must be of type integer,string: "number"'):

@@ -51,7 +51,7 @@ def changed(body: Raw, path: str, value: Any) -> Raw:
     return copy
 
 
-def test_operator_policy_what_a_job_needs_is_accepted(namespace: Kube) -> None:
+def test_operator_policy_objects_of_a_job_are_accepted(namespace: Kube) -> None:
     """With the rights of the chart: no right is missing for them either."""
     owned = owners(namespace)
     config: Raw = {"name": "job-strategy", "ownerReferences": owned}
@@ -87,7 +87,7 @@ def test_operator_policy_what_a_job_needs_is_accepted(namespace: Kube) -> None:
         ("spec.hostIPC", True, "namespaces of the host; found hostIPC"),
     ],
 )  # fmt: skip
-def test_operator_policy_a_pod_that_no_job_needs_is_forbidden(
+def test_operator_policy_other_pod_is_rejected(
     generous: Kube, path: str, value: Any, words: str
 ) -> None:
     correct = pod(owned_by=owners(generous))
@@ -107,7 +107,7 @@ def test_operator_policy_a_pod_that_no_job_needs_is_forbidden(
         ("subjects", []),
     ],
 )
-def test_operator_policy_a_role_binding_other_than_the_trainers_is_forbidden(
+def test_operator_policy_other_role_binding_is_rejected(
     generous: Kube, path: str, value: Any
 ) -> None:
     correct = role_binding(generous.namespace)
@@ -117,13 +117,13 @@ def test_operator_policy_a_role_binding_other_than_the_trainers_is_forbidden(
     assert "allowed to create only the RoleBinding ktrdr-trainer" in refusal(generous, wrong)
 
 
-def test_operator_policy_a_second_subject_is_forbidden(generous: Kube) -> None:
+def test_operator_policy_second_subject_is_rejected(generous: Kube) -> None:
     binding = role_binding(generous.namespace)
     binding["subjects"] += [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}]
     assert "allowed to create only the RoleBinding ktrdr-trainer" in refusal(generous, binding)
 
 
-def test_operator_policy_objects_of_others_are_safe(generous: Kube) -> None:
+def test_operator_policy_delete_of_foreign_object_is_rejected(generous: Kube) -> None:
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "users"}}
     assert "only if their controller is a TrainingJob" in refusal(generous, config)
     generous.create(config)
@@ -133,7 +133,7 @@ def test_operator_policy_objects_of_others_are_safe(generous: Kube) -> None:
             generous.run("delete", name, OPERATOR)
 
 
-def test_operator_policy_deletes_finished_jobs_only(namespace: Kube) -> None:
+def test_operator_policy_delete_of_unfinished_job_is_rejected(namespace: Kube) -> None:
     with pytest.raises(RefusedError, match="delete only TrainingJobs whose condition Finished"):
         namespace.run("delete", JOBS, "job", OPERATOR)
     set_status(namespace)

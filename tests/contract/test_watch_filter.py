@@ -152,7 +152,7 @@ async def report(client: Cluster, kube: Kube, step: int, **progress: object) -> 
     return await client.apply(TRAINING_JOBS, body, subresource="status")
 
 
-async def test_filter_takes_progress_from_kopf_and_keeps_the_latest(
+async def test_filter_progress_is_stored_and_not_forwarded_to_kopf(
     client: Cluster, kube: Kube
 ) -> None:
     async with running_shell(client, kube.namespace) as shell:
@@ -173,9 +173,7 @@ async def test_filter_takes_progress_from_kopf_and_keeps_the_latest(
         assert shell.intake.events[-1][1]["status"]["progress"]["stage"] == "Cancelling"
 
 
-async def test_filter_body_of_an_own_write_equals_that_of_its_echo(
-    client: Cluster, kube: Kube
-) -> None:
+async def test_filter_body_of_own_write_equals_its_echo(client: Cluster, kube: Kube) -> None:
     async with running_shell(client, kube.namespace) as shell:
         kube.create(training_job(**IDLE))
         job = await report(client, kube, 0)
@@ -194,7 +192,9 @@ async def test_filter_body_of_an_own_write_equals_that_of_its_echo(
         assert orjson.loads(known.progress)["step"] == 1
 
 
-async def test_filter_shows_a_cancel_immediately_amid_progress(client: Cluster, kube: Kube) -> None:
+async def test_filter_cancel_between_progress_events_is_enqueued_immediately(
+    client: Cluster, kube: Kube
+) -> None:
     async with running_shell(client, kube.namespace) as shell:
         kube.create(training_job(**IDLE))
         await report(client, kube, 0)
@@ -217,7 +217,7 @@ async def test_filter_shows_a_cancel_immediately_amid_progress(client: Cluster, 
         await flooding
 
 
-async def test_shell_leaves_metadata_alone_and_sees_the_deletion(
+async def test_shell_leaves_metadata_unchanged_and_receives_the_deletion(
     client: Cluster, kube: Kube
 ) -> None:
     async with running_shell(client, kube.namespace) as shell:
@@ -235,7 +235,7 @@ async def test_shell_leaves_metadata_alone_and_sees_the_deletion(
         assert shell.store.jobs == {}
 
 
-async def test_shell_reconnects_from_where_it_was(client: Cluster, kube: Kube) -> None:
+async def test_shell_reconnects_from_the_latest_version(client: Cluster, kube: Kube) -> None:
     """A watch that ends goes on from the last event, although kopf has seen only bookmarks."""
     async with running_shell(client, kube.namespace, server_timeout=1) as shell:
         kube.create(training_job(**IDLE))
@@ -248,7 +248,7 @@ async def test_shell_reconnects_from_where_it_was(client: Cluster, kube: Kube) -
         assert not shell.watches.relisted.is_set()
 
 
-async def test_shell_pod_that_loses_its_label_is_deleted_for_the_watch_and_live_for_a_get(
+async def test_shell_pod_without_label_is_deleted_for_the_watch_and_found_by_get(
     client: Cluster, kube: Kube
 ) -> None:
     async with running_shell(client, kube.namespace) as shell:
@@ -321,7 +321,7 @@ def let_read(kube: Kube, account_namespace: str) -> None:
     kube.run("create", "rolebinding", "reader", "--role=reader", account)
 
 
-async def test_shell_namespace_that_may_not_be_read_stops_nobody_and_is_taken_up_again(
+async def test_shell_forbidden_namespace_is_skipped_and_watched_again_when_allowed(
     reader: Cluster, kube: Kube, other_namespace: Kube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_session, "FORBIDDEN_RETRY_SECONDS", 0.2)
@@ -403,7 +403,7 @@ async def start_operator(kubeconfig: Path, namespace: str, **settings: str) -> O
     return Operator(process, port)
 
 
-async def test_process_serves_health_and_ends_in_order_on_sigterm(kube: Kube) -> None:
+async def test_process_serves_health_and_stops_on_sigterm(kube: Kube) -> None:
     operator = await start_operator(kube.kubeconfig, kube.namespace)
     await operator.until("/healthz", "ok")
     kube.create(training_job(**IDLE))
@@ -418,7 +418,7 @@ async def test_process_serves_health_and_ends_in_order_on_sigterm(kube: Kube) ->
     assert "Traceback" not in log
 
 
-async def test_process_with_election_waits_for_the_lease_and_gives_it_up(kube: Kube) -> None:
+async def test_process_with_election_waits_for_the_lease_and_releases_it(kube: Kube) -> None:
     election = {"KTRDR_LEADER_ELECTION": "true", "KTRDR_LEASE_NAMESPACE": kube.namespace}
     leads = 'leader_election_master_status{name="ktrdr-operator"} '
     first = await start_operator(kube.kubeconfig, kube.namespace, **election)
@@ -431,7 +431,7 @@ async def test_process_with_election_waits_for_the_lease_and_gives_it_up(kube: K
     assert (await second.end())[0] == 0
 
 
-async def test_process_whose_lease_was_taken_ends_non_zero(kube: Kube) -> None:
+async def test_process_whose_lease_was_taken_exits_non_zero(kube: Kube) -> None:
     election = {"KTRDR_LEADER_ELECTION": "true", "KTRDR_LEASE_NAMESPACE": kube.namespace}
     operator = await start_operator(kube.kubeconfig, kube.namespace, **election)
     await operator.until("/metrics", "ktrdr_watch_events_total")

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from demo import place, story
+from demo import demo_environment, scenario
 from demo.console import Console, DemoError
 from kube import RefusedError
 
@@ -16,13 +16,13 @@ def main() -> int:
     console = Console(colours=sys.stdout.isatty())
     try:
         if verb == "cluster-down":
-            place.cluster_down(console)
+            demo_environment.cluster_down(console)
         else:
-            where = place.cluster_up(console)
+            where = demo_environment.cluster_up(console)
             if verb == "demo":
-                story.tell(where)
+                scenario.run_demo(where)
             else:
-                story.say_how_to_use(where)
+                scenario.print_next_commands(where)
     except (DemoError, RefusedError) as error:
         sys.stderr.write(f"\n{error}\n")
         return 1

@@ -24,29 +24,29 @@ class Console:
         self._colours = colours
         self._steps: list[tuple[str, float]] = []
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line."""
         print(text, flush=True)
 
     def command(self, text: str) -> None:
         """Print a command that the user could type."""
-        self.say(f"{BOLD}$ {text}{PLAIN}" if self._colours else f"$ {text}")
+        self.print_line(f"{BOLD}$ {text}{PLAIN}" if self._colours else f"$ {text}")
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Print the name of a step, and measure its duration."""
         title = f"== {name}"
-        self.say(f"\n{BOLD}{title}{PLAIN}" if self._colours else f"\n{title}")
+        self.print_line(f"\n{BOLD}{title}{PLAIN}" if self._colours else f"\n{title}")
         began = time.monotonic()
         yield
         self._steps.append((name, time.monotonic() - began))
 
     def summary(self) -> None:
         """Print the wall time of each step."""
-        self.say("\nWall time")
+        self.print_line("\nWall time")
         for name, seconds in self._steps:
-            self.say(f"  {seconds:7.1f} s  {name}")
-        self.say(f"  {sum(seconds for _, seconds in self._steps):7.1f} s  total")
+            self.print_line(f"  {seconds:7.1f} s  {name}")
+        self.print_line(f"  {sum(seconds for _, seconds in self._steps):7.1f} s  total")
 
 
 def run(

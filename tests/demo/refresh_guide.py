@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from demo.console import Console, DemoError, run_merged
-from demo.place import ROOT, Place, connect
+from demo.demo_environment import ROOT, DemoEnvironment, connect
 from kube import RefusedError
 
 GUIDE = ROOT / "docs/guides/first-job.md"
@@ -20,15 +20,17 @@ BLOCK = re.compile(r"```console\n\$ (?P<command>[^\n]+)\n(?P<output>.*?)```", re
 WATCH_SECONDS = 120
 
 
-def refresh(place: Place, guide: Path) -> int:
+def refresh(demo_environment: DemoEnvironment, guide: Path) -> int:
     """Run every command of the guide; returns the number of commands."""
-    place.kube.run("delete", "trainingjobs.ktrdr.io", "--all")
-    place.kube.run("delete", "events", "--all")  # those of a previous first-job would be shown, too
+    demo_environment.kube.run("delete", "trainingjobs.ktrdr.io", "--all")
+    demo_environment.kube.run(
+        "delete", "events", "--all"
+    )  # those of a previous first-job would be shown, too
 
     def block(match: re.Match[str]) -> str:
         command = match["command"]
-        place.console.command(command)
-        output = _output(place, shlex.split(command)).rstrip()
+        demo_environment.console.command(command)
+        output = _output(demo_environment, shlex.split(command)).rstrip()
         lines = "\n".join(line.rstrip() for line in output.splitlines())
         return f"```console\n$ {command}\n{lines}\n```"
 
@@ -37,22 +39,25 @@ def refresh(place: Place, guide: Path) -> int:
     return count
 
 
-def _output(place: Place, words: list[str]) -> str:
-    where = (f"--kubeconfig={place.kube.kubeconfig}", f"--namespace={place.kube.namespace}")
+def _output(demo_environment: DemoEnvironment, words: list[str]) -> str:
+    where = (
+        f"--kubeconfig={demo_environment.kube.kubeconfig}",
+        f"--namespace={demo_environment.kube.namespace}",
+    )
     command = [words[0], *where, *words[1:]]
     if "-w" in words:
-        return _watch(place, command)
-    return run_merged(*command, env=place.kube.environment, cwd=ROOT)
+        return _watch(demo_environment, command)
+    return run_merged(*command, env=demo_environment.kube.environment, cwd=ROOT)
 
 
-def _watch(place: Place, command: list[str]) -> str:
+def _watch(demo_environment: DemoEnvironment, command: list[str]) -> str:
     """Return the output of a watch until the job has finished, when a user would press Ctrl+C."""
     watcher = subprocess.Popen(
-        command, env=dict(place.kube.environment), stdout=subprocess.PIPE, text=True
+        command, env=dict(demo_environment.kube.environment), stdout=subprocess.PIPE, text=True
     )
     end = "--for=condition=Finished"
     try:
-        place.kube.run(
+        demo_environment.kube.run(
             "wait", end, "trainingjobs.ktrdr.io/first-job", f"--timeout={WATCH_SECONDS}s"
         )
         time.sleep(1)  # the last row may arrive later
@@ -70,7 +75,7 @@ def main() -> int:
     except (DemoError, RefusedError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    console.say(f"{GUIDE.relative_to(ROOT)}: {count} outputs refreshed")
+    console.print_line(f"{GUIDE.relative_to(ROOT)}: {count} outputs refreshed")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Processes of pods, seen from the node: what a test must do that no user can do with kubectl."""
+"""Processes of pods on the node: for tests that must do more than a user can with kubectl."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def processes_of(pod: Raw, word: str) -> list[int]:
             groups = (folder / "cgroup").read_text()
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
+            continue  # it has ended
         if any(mark in groups for mark in marks) and word in command:
             found.append(int(folder.name))
     return found

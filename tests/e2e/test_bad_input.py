@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from demo.place import DATA_CLAIM, cluster_script
-from e2e.workbench import Workbench, claim, strategy, true_conditions
+from demo.demo_environment import DATA_CLAIM, cluster_script
+from e2e.job_namespace import JobNamespace, claim, strategy, true_conditions
 from kube import Raw
 
 ABSENT_IMAGE = "ktrdr.io/no-such-image:ever"
@@ -48,18 +48,18 @@ FAILING = {
 
 
 @pytest.fixture(scope="module")
-def applied(bench: Workbench) -> Iterator[Workbench]:
+def applied(namespace: JobNamespace) -> Iterator[JobNamespace]:
     """All bad jobs at once: they end in parallel, and one must not slow another."""
     for name, case in FAILING.items():
-        bench.start(name, case.text, **case.spec)
-    yield bench
-    bench.kube.run("delete", "trainingjobs.ktrdr.io", *FAILING, "--ignore-not-found")
+        namespace.start(name, case.text, **case.spec)
+    yield namespace
+    namespace.kube.run("delete", "trainingjobs.ktrdr.io", *FAILING, "--ignore-not-found")
     for name in FAILING:
-        bench.nothing_left(name)
+        namespace.nothing_left(name)
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_job_with_bad_input_fails_once_and_says_why(applied: Workbench, name: str) -> None:
+def test_job_with_bad_input_fails_once_with_the_cause(applied: JobNamespace, name: str) -> None:
     status = applied.finished(name)
 
     want = FAILING[name]
@@ -72,40 +72,42 @@ def test_job_with_bad_input_fails_once_and_says_why(applied: Workbench, name: st
     assert want.reason in applied.events(name)
 
 
-def test_missing_config_map_key_is_named_and_its_creation_starts_the_job(bench: Workbench) -> None:
+def test_job_with_missing_config_map_key_names_it_and_starts_once_it_exists(
+    namespace: JobNamespace,
+) -> None:
     name = "late-key"
     source = {"configMapKeyRef": {"name": "my-strategies", "key": "mine.yaml"}}
-    bench.kube.apply(_config_map({"other.yaml": strategy()}))
-    bench.start(name, "", strategy=source)
+    namespace.kube.apply(_config_map({"other.yaml": strategy()}))
+    namespace.start(name, "", strategy=source)
 
-    status = bench.until(name, lambda s: s.get("waiting"))
+    status = namespace.until(name, lambda s: s.get("waiting"))
 
     assert status["waiting"]["reason"] == "StrategyNotFound"
     assert 'has no key "mine.yaml"' in status["message"]
-    assert bench.pods(name) == []
-    bench.kube.apply(_config_map({"mine.yaml": strategy()}))
-    assert true_conditions(bench.finished(name)) == {"Complete", "Finished"}
-    bench.remove(name)
+    assert namespace.pods(name) == []
+    namespace.kube.apply(_config_map({"mine.yaml": strategy()}))
+    assert true_conditions(namespace.finished(name)) == {"Complete", "Finished"}
+    namespace.remove(name)
 
 
-def test_missing_claim_is_named_and_its_creation_starts_the_job(bench: Workbench) -> None:
+def test_job_with_missing_claim_names_it_and_starts_once_it_exists(namespace: JobNamespace) -> None:
     name, missing = "late-claim", "not-made-yet"
-    bench.start(name, strategy(), output=claim(missing))
+    namespace.start(name, strategy(), output=claim(missing))
 
-    status = bench.until(name, lambda s: s.get("waiting"))
+    status = namespace.until(name, lambda s: s.get("waiting"))
 
     assert status["waiting"]["reason"] == "VolumeNotReady"
     assert f'"{missing}"' in status["waiting"]["message"]
     assert "create the claim" in status["waiting"]["message"]
-    namespace = bench.kube.namespace
-    folder = bench.kube.kubeconfig.parent / "volumes" / namespace / missing
+    prefix = namespace.kube.namespace
+    folder = namespace.kube.kubeconfig.parent / "volumes" / prefix / missing
     cluster_script(
-        "pv", f"{namespace}-{missing}", folder, f"{namespace}/{missing}", "1Gi", "ReadWriteOnce"
+        "pv", f"{prefix}-{missing}", folder, f"{prefix}/{missing}", "1Gi", "ReadWriteOnce"
     )
-    assert true_conditions(bench.finished(name)) == {"Complete", "Finished"}
-    bench.remove(name)
-    bench.kube.run("delete", "pvc", missing)
-    bench.kube.run("delete", "pv", f"{namespace}-{missing}", "--ignore-not-found")
+    assert true_conditions(namespace.finished(name)) == {"Complete", "Finished"}
+    namespace.remove(name)
+    namespace.kube.run("delete", "pvc", missing)
+    namespace.kube.run("delete", "pv", f"{prefix}-{missing}", "--ignore-not-found")
 
 
 def _config_map(content: dict[str, str]) -> Raw:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e.job_namespace import LONG, RESOURCE, JobNamespace, conditions, strategy, true_conditions
 from e2e.processes import alive, processes_of
-from e2e.workbench import LONG, RESOURCE, Workbench, conditions, strategy, true_conditions
 from kube import Raw
 
 TOKEN_SECONDS, PROCESS_SECONDS = 1.0, 2.0
@@ -21,24 +21,24 @@ def training(status: Raw) -> bool:
 
 
 @pytest.fixture(scope="module")
-def running(bench: Workbench) -> Iterator[Workbench]:
+def running(namespace: JobNamespace) -> Iterator[JobNamespace]:
     """Three jobs that train and would go on for long."""
     for name in RUNNING:
-        bench.start(name, strategy(epochs=LONG))
+        namespace.start(name, strategy(epochs=LONG))
     for name in RUNNING:
-        bench.until(name, training)
-    yield bench
+        namespace.until(name, training)
+    yield namespace
     for name in RUNNING:
-        bench.remove(name)
+        namespace.remove(name)
 
 
-def _cancel_seconds(bench: Workbench, name: str) -> tuple[float, float]:
+def _cancel_seconds(namespace: JobNamespace, name: str) -> tuple[float, float]:
     """Patch to acknowledgement, acknowledgement to the end of the process."""
-    (number,) = processes_of(bench.pods(name)[0], "ktrdr_trainer")
-    with bench.watch(name, 30) as events:
+    (number,) = processes_of(namespace.pods(name)[0], "ktrdr_trainer")
+    with namespace.watch(name, 30) as events:
         next(events)
         patched = time.monotonic()
-        bench.cancel(name)
+        namespace.cancel(name)
         seen = next(at for at, job in events if job["status"]["progress"]["stage"] == "Cancelling")
     while alive(number):
         assert time.monotonic() < seen + 30, "the process does not end"
@@ -46,7 +46,9 @@ def _cancel_seconds(bench: Workbench, name: str) -> tuple[float, float]:
     return seen - patched, max(time.monotonic() - seen, 0.0)
 
 
-def test_cancel_of_running_jobs_is_seen_and_obeyed_in_time(running: Workbench) -> None:
+def test_cancel_of_running_jobs_is_acknowledged_and_stops_them_in_time(
+    running: JobNamespace,
+) -> None:
     measured = [_cancel_seconds(running, name) for name in RUNNING]
 
     token, process = (statistics.median(column) for column in zip(*measured, strict=True))
@@ -56,7 +58,7 @@ def test_cancel_of_running_jobs_is_seen_and_obeyed_in_time(running: Workbench) -
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_cancelled_job_keeps_a_complete_receipt(running: Workbench, name: str) -> None:
+def test_cancel_of_running_job_leaves_a_complete_receipt(running: JobNamespace, name: str) -> None:
     running.cancel(name)  # repeating the wish changes nothing
 
     status = running.finished(name)
@@ -77,83 +79,83 @@ def test_cancelled_job_keeps_a_complete_receipt(running: Workbench, name: str) -
     assert pod["exitCode"] == 10
 
 
-def test_cancel_is_one_way(running: Workbench) -> None:
+def test_cancel_reset_is_rejected(running: JobNamespace) -> None:
     name = RUNNING[0]
     with pytest.raises(Exception, match="cancel"):
         running.kube.run("patch", RESOURCE, name, "--type=merge", "-p", '{"spec":{"cancel":false}}')
 
 
-def test_job_cancelled_at_creation_never_gets_a_pod(bench: Workbench) -> None:
+def test_cancel_at_creation_creates_no_pod(namespace: JobNamespace) -> None:
     name = "born-cancelled"
-    bench.start(name, strategy(), cancel=True)
+    namespace.start(name, strategy(), cancel=True)
 
-    status = bench.finished(name, 20)
+    status = namespace.finished(name, 20)
 
     assert true_conditions(status) == CANCELLED
     assert status["attempt"] == 0
     assert status["cancellation"]["stoppedTime"]
-    assert bench.pods(name) == []
-    assert "Cancelled" in bench.events(name)
-    bench.remove(name)
+    assert namespace.pods(name) == []
+    assert "Cancelled" in namespace.events(name)
+    namespace.remove(name)
 
 
-def test_job_cancelled_before_a_node_is_found_ends_at_once(bench: Workbench) -> None:
+def test_cancel_of_unscheduled_job_ends_immediately(namespace: JobNamespace) -> None:
     name = "nowhere"
-    bench.start(name, strategy(), trainer={"nodeSelector": {"no-such": "node"}})
-    status = bench.until(name, lambda s: s.get("waiting"), 10)
+    namespace.start(name, strategy(), trainer={"nodeSelector": {"no-such": "node"}})
+    status = namespace.until(name, lambda s: s.get("waiting"), 10)
     assert status["waiting"]["reason"] == "Unschedulable"
     assert "node" in status["waiting"]["message"]
 
-    bench.cancel(name)
+    namespace.cancel(name)
 
-    status = bench.finished(name, 20)
+    status = namespace.finished(name, 20)
     assert true_conditions(status) == CANCELLED
     assert "before training began" in status["message"]
-    bench.remove(name)
+    namespace.remove(name)
 
 
-def test_cancel_after_the_end_changes_nothing_but_the_generation(bench: Workbench) -> None:
+def test_cancel_of_finished_job_changes_only_the_generation(namespace: JobNamespace) -> None:
     name = "done-before"
-    bench.start(name, strategy(epochs=1))
-    before = bench.finished(name)
+    namespace.start(name, strategy(epochs=1))
+    before = namespace.finished(name)
     assert true_conditions(before) == {"Complete", "Finished"}
 
-    bench.cancel(name)
+    namespace.cancel(name)
 
-    after = bench.until(name, lambda s: s["observedGeneration"] == 2)
+    after = namespace.until(name, lambda s: s["observedGeneration"] == 2)
     assert conditions(after) == conditions(before)
     assert {c["observedGeneration"] for c in after["conditions"]} == {2}
     assert after["result"] == before["result"]
     assert "cancellation" not in after
-    bench.remove(name)
+    namespace.remove(name)
 
 
-def test_deleted_running_job_takes_its_process_with_it(bench: Workbench) -> None:
+def test_delete_of_running_job_ends_its_process(namespace: JobNamespace) -> None:
     name = "delete-running"
-    bench.start(name, strategy(epochs=LONG))
-    bench.until(name, training)
-    (number,) = processes_of(bench.pods(name)[0], "ktrdr_trainer")
+    namespace.start(name, strategy(epochs=LONG))
+    namespace.until(name, training)
+    (number,) = processes_of(namespace.pods(name)[0], "ktrdr_trainer")
 
     began = time.monotonic()
-    bench.remove(name)
+    namespace.remove(name)
 
     print(f"\ndelete: nothing left after {time.monotonic() - began:.2f} s")
     assert not alive(number)
 
 
-def test_same_name_deleted_and_created_again_is_a_new_job(bench: Workbench) -> None:
+def test_job_recreated_under_its_name_is_a_new_job(namespace: JobNamespace) -> None:
     name = "phoenix"
-    bench.start(name, strategy(epochs=LONG))
-    bench.until(name, training)
-    old = bench.kube.get(RESOURCE, name)["metadata"]["uid"]
+    namespace.start(name, strategy(epochs=LONG))
+    namespace.until(name, training)
+    old = namespace.kube.get(RESOURCE, name)["metadata"]["uid"]
 
-    bench.kube.run("delete", RESOURCE, name, "--wait=false")
-    bench.kube.run("wait", "--for=delete", f"{RESOURCE}/{name}", "--timeout=30s")
-    bench.start(name, strategy(epochs=2))
+    namespace.kube.run("delete", RESOURCE, name, "--wait=false")
+    namespace.kube.run("wait", "--for=delete", f"{RESOURCE}/{name}", "--timeout=30s")
+    namespace.start(name, strategy(epochs=2))
 
-    status = bench.finished(name)
+    status = namespace.finished(name)
     assert true_conditions(status) == {"Complete", "Finished"}
     assert status["result"]["epochsCompleted"] == 2
-    owners = {p["metadata"]["ownerReferences"][0]["uid"] for p in bench.pods(name)}
+    owners = {p["metadata"]["ownerReferences"][0]["uid"] for p in namespace.pods(name)}
     assert old not in owners
-    bench.remove(name)
+    namespace.remove(name)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from demo.place import cluster_script
-from e2e.workbench import LONG, RESOURCE, Workbench, claim, strategy, true_conditions
+from demo.demo_environment import cluster_script
+from e2e.job_namespace import LONG, RESOURCE, JobNamespace, claim, strategy, true_conditions
 from kube import Raw
 
 GPU = "nvidia.com/gpu"
@@ -16,16 +16,16 @@ SECONDS = 60
 """The promise: within this time."""
 
 
-def waiting(bench: Workbench, name: str) -> Raw:
+def waiting(namespace: JobNamespace, name: str) -> Raw:
     """Status of a job as soon as it says what it waits for."""
-    return bench.until(name, lambda s: s.get("waiting"), SECONDS)
+    return namespace.until(name, lambda s: s.get("waiting"), SECONDS)
 
 
 @contextmanager
-def volume_without_folder(bench: Workbench, name: str) -> Iterator[None]:
+def volume_without_folder(namespace: JobNamespace, name: str) -> Iterator[None]:
     """A claim that is bound to a folder of the node that does not exist."""
-    volume = f"{bench.kube.namespace}-{name}"
-    bench.kube.apply(
+    volume = f"{namespace.kube.namespace}-{name}"
+    namespace.kube.apply(
         {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
@@ -35,11 +35,11 @@ def volume_without_folder(bench: Workbench, name: str) -> Iterator[None]:
                 "accessModes": ["ReadWriteOnce"],
                 "storageClassName": "",
                 "hostPath": {"path": "/no/such/folder", "type": "Directory"},
-                "claimRef": {"namespace": bench.kube.namespace, "name": name},
+                "claimRef": {"namespace": namespace.kube.namespace, "name": name},
             },
         }
     )
-    bench.kube.apply(
+    namespace.kube.apply(
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
@@ -55,24 +55,24 @@ def volume_without_folder(bench: Workbench, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        bench.kube.run("delete", "pvc", name, "--wait=false")
-        bench.kube.run("delete", "pv", volume, "--wait=false")
+        namespace.kube.run("delete", "pvc", name, "--wait=false")
+        namespace.kube.run("delete", "pv", volume, "--wait=false")
 
 
 @pytest.fixture(scope="module")
-def slow(bench: Workbench) -> Iterator[Workbench]:
+def slow(namespace: JobNamespace) -> Iterator[JobNamespace]:
     """Jobs of which the status tells something only after a while, all started together."""
-    with volume_without_folder(bench, "no-folder"):
-        bench.start("no-folder", strategy(), output=claim("no-folder"))
-        bench.start("no-scheduler", strategy(), trainer={"schedulerName": "nobody-s-scheduler"})
-        bench.start("expires", strategy(epochs=1), ttlSecondsAfterFinished=0)
-        bench.start("unlabelled", strategy(epochs=3000))
-        yield bench
+    with volume_without_folder(namespace, "no-folder"):
+        namespace.start("no-folder", strategy(), output=claim("no-folder"))
+        namespace.start("no-scheduler", strategy(), trainer={"schedulerName": "nobody-s-scheduler"})
+        namespace.start("expires", strategy(epochs=1), ttlSecondsAfterFinished=0)
+        namespace.start("unlabelled", strategy(epochs=3000))
+        yield namespace
         names = ("no-folder", "no-scheduler", "unlabelled")
-        bench.kube.run("delete", RESOURCE, *names, "--ignore-not-found")
+        namespace.kube.run("delete", RESOURCE, *names, "--ignore-not-found")
 
 
-def test_pod_that_loses_its_label_gets_no_second_trainer(slow: Workbench) -> None:
+def test_pod_that_loses_its_label_is_not_replaced(slow: JobNamespace) -> None:
     name = "unlabelled"
     slow.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
 
@@ -83,8 +83,8 @@ def test_pod_that_loses_its_label_gets_no_second_trainer(slow: Workbench) -> Non
     assert (status["attempt"], status.get("disruptions", 0)) == (1, 0)
 
 
-def test_volume_that_cannot_be_mounted_is_named_in_the_words_of_the_kubelet(
-    slow: Workbench,
+def test_volume_that_cannot_be_mounted_is_reported_with_the_kubelets_message(
+    slow: JobNamespace,
 ) -> None:
     name = "no-folder"
     status = slow.until(
@@ -97,13 +97,13 @@ def test_volume_that_cannot_be_mounted_is_named_in_the_words_of_the_kubelet(
     assert "hostPath type check failed" in slow.events(name)
 
 
-def test_scheduler_that_does_not_run_is_named(slow: Workbench) -> None:
+def test_scheduler_that_does_not_run_is_reported(slow: JobNamespace) -> None:
     status = waiting(slow, "no-scheduler")
     assert 'scheduler "nobody-s-scheduler"' in status["waiting"]["message"]
 
 
-def test_job_that_lives_for_no_time_after_its_end_leaves_its_result_in_an_event(
-    slow: Workbench,
+def test_job_with_ttl_0_leaves_its_result_in_an_event(
+    slow: JobNamespace,
 ) -> None:
     name = "expires"
     slow.kube.run("wait", f"{RESOURCE}/{name}", "--for=delete", "--timeout=120s")
@@ -118,11 +118,11 @@ def test_job_that_lives_for_no_time_after_its_end_leaves_its_result_in_an_event(
 
 
 @contextmanager
-def webhook_without_endpoints(bench: Workbench) -> Iterator[None]:
+def webhook_without_endpoints(namespace: JobNamespace) -> Iterator[None]:
     """A webhook for pods of the test's namespace that nobody answers."""
-    name = f"{bench.kube.namespace}.ktrdr.io"
-    service = {"namespace": bench.kube.namespace, "name": "nobody", "path": "/"}
-    bench.kube.apply(
+    name = f"{namespace.kube.namespace}.ktrdr.io"
+    service = {"namespace": namespace.kube.namespace, "name": "nobody", "path": "/"}
+    namespace.kube.apply(
         {
             "apiVersion": "admissionregistration.k8s.io/v1",
             "kind": "ValidatingWebhookConfiguration",
@@ -135,7 +135,7 @@ def webhook_without_endpoints(bench: Workbench) -> Iterator[None]:
                     "timeoutSeconds": 1,
                     "clientConfig": {"service": service},
                     "namespaceSelector": {
-                        "matchLabels": {"kubernetes.io/metadata.name": bench.kube.namespace}
+                        "matchLabels": {"kubernetes.io/metadata.name": namespace.kube.namespace}
                     },
                     "rules": [
                         {
@@ -152,28 +152,28 @@ def webhook_without_endpoints(bench: Workbench) -> Iterator[None]:
     try:
         yield
     finally:
-        bench.kube.run("delete", "validatingwebhookconfiguration", name)
+        namespace.kube.run("delete", "validatingwebhookconfiguration", name)
 
 
-def test_webhook_that_nobody_answers_is_named_and_its_removal_starts_the_job(
-    bench: Workbench,
+def test_webhook_without_endpoints_is_reported_and_its_removal_starts_the_job(
+    namespace: JobNamespace,
 ) -> None:
     name = "behind-a-webhook"
-    with webhook_without_endpoints(bench):
-        bench.start(name, strategy(epochs=1))
-        status = waiting(bench, name)
+    with webhook_without_endpoints(namespace):
+        namespace.start(name, strategy(epochs=1))
+        status = waiting(namespace, name)
     assert status["waiting"]["reason"] == "FailedCreate"
     assert "failed calling webhook" in status["waiting"]["message"]
     assert status["waiting"]["retryTime"]
-    assert "FailedCreate" in bench.events(name)
-    assert true_conditions(bench.finished(name)) == {"Complete", "Finished"}
-    bench.remove(name)
+    assert "FailedCreate" in namespace.events(name)
+    assert true_conditions(namespace.finished(name)) == {"Complete", "Finished"}
+    namespace.remove(name)
 
 
-def test_quota_is_named_and_its_removal_starts_the_job(bench: Workbench) -> None:
+def test_quota_is_reported_and_its_removal_starts_the_job(namespace: JobNamespace) -> None:
     name, quota = "over-quota", "no-pods"
     metadata = {"name": quota}
-    bench.kube.apply(
+    namespace.kube.apply(
         {
             "apiVersion": "v1",
             "kind": "ResourceQuota",
@@ -181,30 +181,30 @@ def test_quota_is_named_and_its_removal_starts_the_job(bench: Workbench) -> None
             "spec": {"hard": {"count/pods": "0"}},
         }
     )
-    bench.kube.run(
+    namespace.kube.run(
         "wait", f"resourcequota/{quota}", "--for=jsonpath={.status.hard}", "--timeout=20s"
     )
-    bench.start(name, strategy(epochs=1))
-    status = waiting(bench, name)
+    namespace.start(name, strategy(epochs=1))
+    status = waiting(namespace, name)
     assert "exceeded quota: no-pods" in status["waiting"]["message"]
-    bench.kube.run("delete", "resourcequota", quota)
-    assert true_conditions(bench.finished(name)) == {"Complete", "Finished"}
-    bench.remove(name)
+    namespace.kube.run("delete", "resourcequota", quota)
+    assert true_conditions(namespace.finished(name)) == {"Complete", "Finished"}
+    namespace.remove(name)
 
 
-def test_gpu_that_is_asked_for_and_not_there_fails_the_trainer(bench: Workbench) -> None:
+def test_gpu_requested_but_missing_in_the_pod_fails_the_trainer(namespace: JobNamespace) -> None:
     name = "no-gpu"
     cluster_script("extended-resource", GPU, "1")
     try:
         limits = {"limits": {GPU: 1}}
-        bench.start(name, strategy(), trainer={"resources": limits}, backoffLimit=0)
-        status = bench.finished(name)
+        namespace.start(name, strategy(), trainer={"resources": limits}, backoffLimit=0)
+        status = namespace.finished(name)
     finally:
         cluster_script("extended-resource", GPU, "0")
     assert status["reason"] == "BackoffLimitExceeded"
     assert "GPU" in status["failure"]["message"]
     assert status["gpus"] == 1
-    bench.remove(name)
+    namespace.remove(name)
 
 
 def sidecar_policy(namespace: str) -> list[Raw]:
@@ -261,24 +261,24 @@ def sidecar_policy(namespace: str) -> list[Raw]:
 
 
 @contextmanager
-def sidecars(bench: Workbench) -> Iterator[None]:
+def sidecars(namespace: JobNamespace) -> Iterator[None]:
     """Pods whose names begin with `with-sidecar` get a second container that never ends."""
-    if "mutatingadmissionpolicies" not in bench.kube.run("api-resources", "-oname"):
+    if "mutatingadmissionpolicies" not in namespace.kube.run("api-resources", "-oname"):
         pytest.skip("this API server does not serve MutatingAdmissionPolicy")
-    policy = sidecar_policy(bench.kube.namespace)
+    policy = sidecar_policy(namespace.kube.namespace)
     for part in policy:
-        bench.kube.apply(part)
+        namespace.kube.apply(part)
     try:
-        wait_until_injected(bench)
+        wait_until_injected(namespace)
         yield
     finally:
         for part in reversed(policy):
-            bench.kube.run("delete", part["kind"], part["metadata"]["name"])
+            namespace.kube.run("delete", part["kind"], part["metadata"]["name"])
 
 
-def wait_until_injected(bench: Workbench) -> None:
+def wait_until_injected(namespace: JobNamespace) -> None:
     """Wait until the API server applies the policy: it takes some seconds to know a new one."""
-    probe = bench.kube.get("pod", "files")
+    probe = namespace.kube.get("pod", "files")
     probe = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -286,54 +286,56 @@ def wait_until_injected(bench: Workbench) -> None:
         "spec": {**probe["spec"], "nodeName": None},
     }
     deadline = time.monotonic() + 30
-    while len(bench.kube.create(probe, "--dry-run=server")["spec"]["containers"]) < 2:
+    while len(namespace.kube.create(probe, "--dry-run=server")["spec"]["containers"]) < 2:
         assert time.monotonic() < deadline, "the sidecar policy has no effect"
         time.sleep(0.5)
 
 
-def test_sidecar_that_outlives_the_trainer_does_not_keep_the_pod(bench: Workbench) -> None:
+def test_sidecar_that_outlives_the_trainer_is_deleted_with_its_pod(namespace: JobNamespace) -> None:
     name = "with-sidecar"
-    with sidecars(bench):
-        bench.start(name, strategy(epochs=1), cancellation={"gracePeriodSeconds": 1})
-        bench.until(name, lambda s: s.get("podName"))
-        assert len(bench.pods(name)[0]["spec"]["containers"]) == 2
-        status = bench.finished(name)
+    with sidecars(namespace):
+        namespace.start(name, strategy(epochs=1), cancellation={"gracePeriodSeconds": 1})
+        namespace.until(name, lambda s: s.get("podName"))
+        assert len(namespace.pods(name)[0]["spec"]["containers"]) == 2
+        status = namespace.finished(name)
     assert true_conditions(status) == {"Complete", "Finished"}
-    bench.kube.run("wait", f"pod/{name}-1-0", "--for=delete", "--timeout=60s")
-    bench.remove(name)
+    namespace.kube.run("wait", f"pod/{name}-1-0", "--for=delete", "--timeout=60s")
+    namespace.remove(name)
 
 
-def test_drained_node_costs_nothing(bench: Workbench) -> None:
+def test_drained_node_is_no_retry_and_resumes_from_the_checkpoint(namespace: JobNamespace) -> None:
     name = "drained"
-    bench.start(name, strategy(epochs=4000), checkpoint={"periodSeconds": 1})
-    before = bench.until(name, lambda s: s.get("progress", {}).get("checkpoint"))
+    namespace.start(name, strategy(epochs=4000), checkpoint={"periodSeconds": 1})
+    before = namespace.until(name, lambda s: s.get("progress", {}).get("checkpoint"))
     node = before["host"]
     try:
         words = (f"--pod-selector=ktrdr.io/job={name}", "--force", "--timeout=60s")
-        bench.kube.run("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", *words)
-        held = bench.until(name, lambda s: s.get("waiting"), SECONDS)
+        namespace.kube.run("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", *words)
+        held = namespace.until(name, lambda s: s.get("waiting"), SECONDS)
         assert held["waiting"]["reason"] == "Unschedulable"
     finally:
-        bench.kube.run("uncordon", node)
-    status = bench.finished(name)
+        namespace.kube.run("uncordon", node)
+    status = namespace.finished(name)
     assert true_conditions(status) == {"Complete", "Finished"}
     assert (status["attempt"], status["disruptions"], status.get("retries", 0)) == (2, 1, 0)
     assert status["progress"]["step"] > before["progress"]["checkpoint"]["step"]
-    bench.remove(name)
+    namespace.remove(name)
 
 
 @pytest.mark.parametrize("cascade", ["foreground", "orphan"])
-def test_delete_with_cascade_does_what_it_says(bench: Workbench, cascade: str) -> None:
+def test_delete_with_cascade_foreground_waits_and_orphan_keeps_the_pod(
+    namespace: JobNamespace, cascade: str
+) -> None:
     name = f"cascade-{cascade}"
-    bench.start(name, strategy(epochs=LONG))
-    bench.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
+    namespace.start(name, strategy(epochs=LONG))
+    namespace.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
 
-    bench.kube.run("delete", RESOURCE, name, f"--cascade={cascade}", "--timeout=60s")
+    namespace.kube.run("delete", RESOURCE, name, f"--cascade={cascade}", "--timeout=60s")
 
-    found = bench.kube.run("get", "pods", f"-lktrdr.io/job={name}", "-ojson")
+    found = namespace.kube.run("get", "pods", f"-lktrdr.io/job={name}", "-ojson")
     pods = json.loads(found)["items"]
     if cascade == "foreground":
         assert pods == []
         return
     assert [pod["metadata"].get("ownerReferences") for pod in pods] == [None]
-    bench.kube.run("delete", "pod", f"{name}-1-0")
+    namespace.kube.run("delete", "pod", f"{name}-1-0")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from e2e.workbench import RESOURCE, Workbench, strategy, true_conditions
+from e2e.job_namespace import RESOURCE, JobNamespace, strategy, true_conditions
 from kube import Raw
 
 TEXT = strategy(epochs=600)
@@ -18,30 +18,30 @@ TEXT = strategy(epochs=600)
 class Trained:
     """Two finished jobs with the same strategy, and what a watch of the first one saw."""
 
-    bench: Workbench
+    namespace: JobNamespace
     name: str
     twin: str
     seen: list[Raw]
 
 
 @pytest.fixture(scope="module")
-def trained(bench: Workbench) -> Iterator[Trained]:
+def trained(namespace: JobNamespace) -> Iterator[Trained]:
     """Train twice, side by side."""
-    found = Trained(bench, "road", "road-twin", [])
+    found = Trained(namespace, "road", "road-twin", [])
     for name in (found.name, found.twin):
-        bench.start(name, TEXT)
-    with bench.watch(found.name, 180) as events:
+        namespace.start(name, TEXT)
+    with namespace.watch(found.name, 180) as events:
         for _, job in events:
             found.seen.append(job.get("status", {}))
             if "Finished" in true_conditions({"conditions": [], **found.seen[-1]}):
                 break
-    bench.finished(found.twin)
+    namespace.finished(found.twin)
     yield found
     for name in (found.name, found.twin):
-        bench.remove(name)
+        namespace.remove(name)
 
 
-def test_watch_shows_progress_that_only_grows(trained: Trained) -> None:
+def test_watch_shows_progress_that_only_increases(trained: Trained) -> None:
     steps = [
         (status["progress"]["percentage"], status["progress"]["step"])
         for status in trained.seen
@@ -54,7 +54,7 @@ def test_watch_shows_progress_that_only_grows(trained: Trained) -> None:
 
 
 def test_finished_job_is_complete_and_current(trained: Trained) -> None:
-    job = trained.bench.kube.get(RESOURCE, trained.name)
+    job = trained.namespace.kube.get(RESOURCE, trained.name)
 
     status = job["status"]
     assert true_conditions(status) == {"Complete", "Finished"}
@@ -62,18 +62,18 @@ def test_finished_job_is_complete_and_current(trained: Trained) -> None:
     assert status["observedGeneration"] == job["metadata"]["generation"]
     assert status["result"]["epochsCompleted"] == 600
     assert status["startTime"] <= status["completionTime"]
-    assert "Traceback" not in trained.bench.logs(trained.name)
+    assert "Traceback" not in trained.namespace.logs(trained.name)
 
 
 def test_same_seed_gives_identical_parameters(trained: Trained) -> None:
-    first = trained.bench.model_digest(trained.name)
+    first = trained.namespace.model_digest(trained.name)
 
-    assert first == trained.bench.model_digest(trained.twin)
+    assert first == trained.namespace.model_digest(trained.twin)
 
 
 def test_stored_model_reloads_and_reproduces_its_recorded_test_metrics(trained: Trained) -> None:
-    artifact = trained.bench.status(trained.name)["result"]["artifact"]["path"]
-    recorded = json.loads(trained.bench.files.run("cat", f"/output/{artifact}/metrics.json"))
+    artifact = trained.namespace.status(trained.name)["result"]["artifact"]["path"]
+    recorded = json.loads(trained.namespace.files.run("cat", f"/output/{artifact}/metrics.json"))
 
     command = (
         "python",
@@ -84,7 +84,7 @@ def test_stored_model_reloads_and_reproduces_its_recorded_test_metrics(trained: 
         "--data",
         "/data",
     )
-    report = json.loads(trained.bench.files.run(*command))
+    report = json.loads(trained.namespace.files.run(*command))
 
     assert report["identical"], report
     assert report["testRows"] > 0
@@ -93,30 +93,30 @@ def test_stored_model_reloads_and_reproduces_its_recorded_test_metrics(trained: 
 
 
 def test_twenty_identical_applies_change_nothing(trained: Trained) -> None:
-    job = trained.bench.job(trained.name, TEXT)
-    before = trained.bench.kube.get(RESOURCE, trained.name)["metadata"]["resourceVersion"]
+    job = trained.namespace.job(trained.name, TEXT)
+    before = trained.namespace.kube.get(RESOURCE, trained.name)["metadata"]["resourceVersion"]
 
-    versions = {trained.bench.kube.apply(job)["metadata"]["resourceVersion"] for _ in range(20)}
+    versions = {trained.namespace.kube.apply(job)["metadata"]["resourceVersion"] for _ in range(20)}
 
     assert versions == {before}
 
 
-def test_logs_are_one_json_object_a_line(trained: Trained) -> None:
+def test_logs_have_one_json_object_per_line(trained: Trained) -> None:
     lines: list[dict[str, Any]] = [
-        json.loads(line) for line in trained.bench.logs(trained.name).splitlines()
+        json.loads(line) for line in trained.namespace.logs(trained.name).splitlines()
     ]
 
     assert lines
 
 
-def test_events_tell_the_story(trained: Trained) -> None:
-    story = trained.bench.events(trained.name)
+def test_events_list_every_transition(trained: Trained) -> None:
+    story = trained.namespace.events(trained.name)
 
     assert [reason for reason in ("Running", "Completed") if reason not in story] == []
 
 
-def test_table_shows_what_people_look_for(trained: Trained) -> None:
-    header, row = trained.bench.kube.run("get", "ktj", trained.name, "-owide").splitlines()
+def test_printer_columns_show_state_progress_and_result(trained: Trained) -> None:
+    header, row = trained.namespace.kube.run("get", "ktj", trained.name, "-owide").splitlines()
 
     columns = dict(zip(header.split(), row.split(), strict=False))
     assert (columns["PHASE"], columns["PROGRESS"], columns["EPOCH"]) == (
@@ -124,11 +124,11 @@ def test_table_shows_what_people_look_for(trained: Trained) -> None:
     )
 
 
-def test_deleted_job_leaves_its_model_and_nothing_else(bench: Workbench) -> None:
+def test_delete_of_finished_job_leaves_only_its_model(namespace: JobNamespace) -> None:
     name = "leaves-a-model"
-    bench.start(name, strategy(epochs=1))
-    artifact = bench.finished(name)["result"]["artifact"]["path"]
+    namespace.start(name, strategy(epochs=1))
+    artifact = namespace.finished(name)["result"]["artifact"]["path"]
 
-    bench.remove(name)
+    namespace.remove(name)
 
-    bench.files.run("test", "-e", f"/output/{artifact}/model.safetensors")
+    namespace.files.run("test", "-e", f"/output/{artifact}/model.safetensors")

@@ -13,7 +13,7 @@ import pytest
 
 from demo.claims import files_pod
 from demo.console import run
-from demo.place import (
+from demo.demo_environment import (
     CHART,
     DATA_CLAIM,
     MODELS_CLAIM,
@@ -27,39 +27,39 @@ from demo.place import (
     make_namespace,
     market_data,
 )
-from e2e.workbench import LONG, QUICK, RESOURCE, Workbench, strategy, true_conditions
+from e2e.job_namespace import LONG, QUICK, RESOURCE, JobNamespace, strategy, true_conditions
 from kube import RefusedError
 
 DEPLOYMENT = f"{RELEASE}-operator"
 
 
 @pytest.fixture
-def release(bench: Workbench) -> Iterator[Workbench]:
+def release(namespace: JobNamespace) -> Iterator[JobNamespace]:
     """Whatever a test does to the release, the next one finds it as before."""
-    yield bench
-    install(bench.place, *QUICK)
+    yield namespace
+    install(namespace.demo_environment, *QUICK)
 
 
-def _helm(bench: Workbench, *words: str) -> str:
-    where = (f"--kubeconfig={bench.kube.kubeconfig}", f"--namespace={SYSTEM_NAMESPACE}")
-    return run("helm", *words, *where, env=bench.kube.environment).decode()
+def _helm(namespace: JobNamespace, *words: str) -> str:
+    where = (f"--kubeconfig={namespace.kube.kubeconfig}", f"--namespace={SYSTEM_NAMESPACE}")
+    return run("helm", *words, *where, env=namespace.kube.environment).decode()
 
 
-def test_operator_has_logged_no_traceback(bench: Workbench) -> None:
+def test_operator_logs_no_traceback(namespace: JobNamespace) -> None:
     """After all that the modules before this one did to it."""
-    system = bench.place.namespaced(SYSTEM_NAMESPACE)
+    system = namespace.demo_environment.namespaced(SYSTEM_NAMESPACE)
 
     assert "Traceback" not in system.run("logs", f"deployment/{DEPLOYMENT}", "--tail=-1")
 
 
-def test_upgrade_replaces_the_operator_and_no_job_notices(release: Workbench) -> None:
+def test_upgrade_replaces_the_operator_and_running_jobs_continue(release: JobNamespace) -> None:
     name = "through-upgrade"
     release.start(name, strategy(epochs=1500))
     release.until(name, lambda s: s.get("progress", {}).get("stage") == "Training")
 
-    install(release.place, *QUICK, "--set=operator.workers=8")
+    install(release.demo_environment, *QUICK, "--set=operator.workers=8")
 
-    system = release.place.namespaced(SYSTEM_NAMESPACE)
+    system = release.demo_environment.namespaced(SYSTEM_NAMESPACE)
     container = system.get("deployment", DEPLOYMENT)["spec"]["template"]["spec"]["containers"][0]
     assert {"name": "KTRDR_WORKERS", "value": "8"} in container["env"]
     status = release.finished(name)
@@ -68,11 +68,11 @@ def test_upgrade_replaces_the_operator_and_no_job_notices(release: Workbench) ->
     release.remove(name)
 
 
-def test_operator_with_rights_in_one_namespace_only_runs_the_jobs_there(
-    release: Workbench,
+def test_operator_with_rights_in_one_namespace_runs_jobs_there(
+    release: JobNamespace,
 ) -> None:
     only = f"--set=operator.watchNamespaces={{{release.kube.namespace}}}"
-    install(release.place, *QUICK, only)
+    install(release.demo_environment, *QUICK, only)
 
     bindings = json.loads(release.kube.run("get", "clusterrolebindings", "-ojson"))["items"]
     assert DEPLOYMENT not in {binding["roleRef"]["name"] for binding in bindings}
@@ -86,31 +86,36 @@ TEAMS = ("team-a", "team-b")
 
 
 @pytest.fixture
-def teams(release: Workbench, tmp_path: Path) -> Iterator[dict[str, Workbench]]:
+def teams(release: JobNamespace, tmp_path: Path) -> Iterator[dict[str, JobNamespace]]:
     """Two releases of one name in two namespaces, with rights in these alone."""
     only = f"--set=operator.watchNamespaces={{{release.kube.namespace}}}"
-    install(release.place, *QUICK, only)  # the one of this tier leaves them alone
+    install(release.demo_environment, *QUICK, only)  # the one of this tier leaves them alone
     found = {}
-    shutil.copy(market_data(release.place.console) / "BTC_1h.csv", tmp_path)
+    shutil.copy(market_data(release.demo_environment.console) / "BTC_1h.csv", tmp_path)
     for team in TEAMS:
-        kube = release.place.namespaced(f"{release.kube.namespace}-{team}")
+        kube = release.demo_environment.namespaced(f"{release.kube.namespace}-{team}")
         make_namespace(kube, kube.namespace)
         make_claims(kube)
-        with files_pod(kube, release.place.trainer_image, {"/data": DATA_CLAIM}) as files:
+        with files_pod(
+            kube, release.demo_environment.trainer_image, {"/data": DATA_CLAIM}
+        ) as files:
             files.load(tmp_path, "/data")
-            found[team] = Workbench(release.place, kube, files)
+            found[team] = JobNamespace(release.demo_environment, kube, files)
         install_for_team(release, kube.namespace)
     yield found
-    for bench in found.values():
-        where = (f"--kubeconfig={bench.kube.kubeconfig}", f"--namespace={bench.kube.namespace}")
-        run("helm", "uninstall", RELEASE, *where, env=bench.kube.environment)
-        bench.kube.run("delete", "namespace", bench.kube.namespace, "--wait=false")
+    for namespace in found.values():
+        where = (
+            f"--kubeconfig={namespace.kube.kubeconfig}",
+            f"--namespace={namespace.kube.namespace}",
+        )
+        run("helm", "uninstall", RELEASE, *where, env=namespace.kube.environment)
+        namespace.kube.run("delete", "namespace", namespace.kube.namespace, "--wait=false")
         for claim in (DATA_CLAIM, MODELS_CLAIM):
-            name = f"{bench.kube.namespace}-{claim}"
-            bench.kube.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
+            name = f"{namespace.kube.namespace}-{claim}"
+            namespace.kube.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
 
 
-def install_for_team(release: Workbench, namespace: str) -> None:
+def install_for_team(release: JobNamespace, namespace: str) -> None:
     """What a team's administrator installs where a cluster administrator has installed the CRD."""
     words = (
         "--set=crds.enabled=false",
@@ -124,31 +129,31 @@ def install_for_team(release: Workbench, namespace: str) -> None:
     run(*command, "--wait", "--timeout=120s", env=release.kube.environment)
 
 
-def test_two_installations_with_rights_in_one_namespace_each_work_side_by_side(
-    teams: dict[str, Workbench],
+def test_two_namespaced_installations_work_side_by_side(
+    teams: dict[str, JobNamespace],
 ) -> None:
-    for bench in teams.values():
-        bench.start("job", strategy(epochs=1))
-    for bench in teams.values():
-        assert true_conditions(bench.finished("job")) == {"Complete", "Finished"}
-        namespace = bench.kube.namespace
-        account = f"system:serviceaccount:{namespace}:{DEPLOYMENT}"
+    for namespace in teams.values():
+        namespace.start("job", strategy(epochs=1))
+    for namespace in teams.values():
+        assert true_conditions(namespace.finished("job")) == {"Complete", "Finished"}
+        own = namespace.kube.namespace
+        account = f"system:serviceaccount:{own}:{DEPLOYMENT}"
         for elsewhere in (*(other.kube.namespace for other in teams.values()), "default"):
-            allowed = can_create_pods(bench, account, elsewhere)
-            assert allowed == (elsewhere == namespace), elsewhere
+            allowed = can_create_pods(namespace, account, elsewhere)
+            assert allowed == (elsewhere == own), elsewhere
 
 
-def can_create_pods(bench: Workbench, account: str, namespace: str) -> bool:
+def can_create_pods(namespace: JobNamespace, account: str, target: str) -> bool:
     """Whether RBAC lets an account create pods in a namespace."""
-    words = ("auth", "can-i", "create", "pods", f"--as={account}", f"--namespace={namespace}")
+    words = ("auth", "can-i", "create", "pods", f"--as={account}", f"--namespace={target}")
     try:
-        return bench.kube.run(*words).strip() == "yes"
+        return namespace.kube.run(*words).strip() == "yes"
     except RefusedError:  # kubectl says no with exit code 1
         return False
 
 
-def test_trainers_report_less_often_where_the_limit_asks_for_it(release: Workbench) -> None:
-    install(release.place, *QUICK, "--set=operator.reportWritesPerSecond=1")
+def test_trainers_above_the_report_budget_report_less_often(release: JobNamespace) -> None:
+    install(release.demo_environment, *QUICK, "--set=operator.reportWritesPerSecond=1")
     pair = ("paced", "paced-too")
     for name in pair:
         release.start(name, strategy(epochs=LONG))
@@ -168,7 +173,7 @@ def test_trainers_report_less_often_where_the_limit_asks_for_it(release: Workben
         release.remove(name)
 
 
-def test_uninstall_keeps_jobs_and_a_new_install_goes_on_with_them(release: Workbench) -> None:
+def test_uninstall_keeps_jobs_and_a_new_install_continues_them(release: JobNamespace) -> None:
     keep, drop = "kept", "deleted-alone"
     for name in (keep, drop):
         release.start(name, strategy(epochs=LONG))
@@ -180,14 +185,14 @@ def test_uninstall_keeps_jobs_and_a_new_install_goes_on_with_them(release: Workb
     assert release.kube.get(RESOURCE, keep)["status"]["phase"] == "Running"
     release.remove(drop)  # without an operator: the garbage collector does it
     release.cancel(keep)
-    install(release.place, *QUICK)
+    install(release.demo_environment, *QUICK)
     status = release.finished(keep)
     assert true_conditions(status) == {"Failed", "Cancelled", "Finished"}
     assert status["cancellation"]["checkpoint"]["digest"]
     release.remove(keep)
 
 
-def test_operator_from_the_built_image_runs_a_job(release: Workbench, tmp_path: Path) -> None:
+def test_operator_from_the_built_image_runs_a_job(release: JobNamespace, tmp_path: Path) -> None:
     archive = tmp_path / "operator.tar"
     subprocess.run(
         [ROOT / "tests/cluster/images.sh", "operator", archive],
@@ -196,9 +201,9 @@ def test_operator_from_the_built_image_runs_a_job(release: Workbench, tmp_path: 
     )
     cluster_script("load", archive)
 
-    install(release.place, *QUICK, "--set=image.tag=built")
+    install(release.demo_environment, *QUICK, "--set=image.tag=built")
 
-    system = release.place.namespaced(SYSTEM_NAMESPACE)
+    system = release.demo_environment.namespaced(SYSTEM_NAMESPACE)
     answer = json.loads(
         system.run("get", "pods", "-lapp.kubernetes.io/component=operator", "-ojson")
     )

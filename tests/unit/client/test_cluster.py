@@ -88,7 +88,7 @@ def test_resource_path_addresses_object(
         (500, "InternalError", ApiError),
     ],
 )
-def test_error_from_answer_of_status_object_has_type_and_words(
+def test_error_from_answer_of_status_object_has_type_and_message(
     status: int, reason: str, kind: type[ApiError]
 ) -> None:
     body = f'{{"reason":"{reason}","message":"no","details":{{"retryAfterSeconds":3}}}}'.encode()
@@ -115,7 +115,7 @@ async def test_cluster_get_missing_object_returns_none_and_counts_request() -> N
     assert counted == [("GET", "404")]
 
 
-async def test_cluster_list_of_three_pages_with_expired_token_starts_again() -> None:
+async def test_cluster_list_with_expired_token_starts_again() -> None:
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -154,7 +154,7 @@ async def test_cluster_list_with_limit_and_field_selector_reads_one_page() -> No
     assert seen == [{"limit": "20", "fieldSelector": "involvedObject.uid=u"}]
 
 
-async def test_cluster_pages_are_cut_to_a_size_in_bytes_and_say_when_the_token_expires() -> None:
+async def test_cluster_pages_are_limited_in_bytes_and_raise_when_the_token_expires() -> None:
     limits: list[int] = []
     item = {"metadata": {"name": "x" * (PAGE_BYTES // 10)}}
 
@@ -182,7 +182,7 @@ async def test_cluster_pages_are_cut_to_a_size_in_bytes_and_say_when_the_token_e
     assert limits == [50, 9, 9, 9]
 
 
-async def test_cluster_pages_of_small_objects_grow_to_the_largest_size_and_end() -> None:
+async def test_cluster_pages_of_small_objects_grow_to_the_maximum_size() -> None:
     limits: list[int] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -196,7 +196,7 @@ async def test_cluster_pages_of_small_objects_grow_to_the_largest_size_and_end()
     assert limits == [50, PAGE_SIZE]
 
 
-async def test_cluster_pages_of_nothing_is_one_empty_page() -> None:
+async def test_cluster_pages_without_objects_is_one_empty_page() -> None:
     async def handler(_: web.Request) -> web.Response:
         return web.json_response({"metadata": {"resourceVersion": "7"}, "items": None})
 
@@ -217,7 +217,7 @@ async def test_cluster_patch_sends_a_merge_patch() -> None:
         assert await cluster.patch(TRAINING_JOBS, obj, subresource="status") == obj
 
 
-async def test_cluster_delete_with_version_names_it_and_tells_when_it_has_changed() -> None:
+async def test_cluster_delete_with_version_sends_it_and_returns_false_on_conflict() -> None:
     async def handler(request: web.Request) -> web.Response:
         options = await request.json()
         assert options["preconditions"] == {"uid": "u", "resourceVersion": "5"}
@@ -231,7 +231,7 @@ async def test_cluster_delete_with_version_names_it_and_tells_when_it_has_change
         assert not await cluster.delete(TRAINING_JOBS, "ns", "j", uid="u", resource_version="5")
 
 
-async def test_cluster_counts_the_requests_of_sessions_it_lends() -> None:
+async def test_cluster_open_session_counts_its_requests() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.json_response({}, status=403 if request.path == "/x" else 200)
 
@@ -272,7 +272,7 @@ async def test_cluster_apply_sends_manager_force_and_patch_type() -> None:
         ),
     ],
 )
-async def test_cluster_delete_tells_whether_this_object_was_deleted(
+async def test_cluster_delete_returns_whether_this_object_was_deleted(
     answer: Callable[[], web.Response], want: bool
 ) -> None:
     async def handler(request: web.Request) -> web.Response:
@@ -285,7 +285,7 @@ async def test_cluster_delete_tells_whether_this_object_was_deleted(
         assert await cluster.delete(PODS, "ns", "p", uid="u", grace_period_seconds=5) is want
 
 
-async def test_cluster_after_retry_after_sends_nothing_early() -> None:
+async def test_cluster_after_retry_after_sends_no_request_early() -> None:
     times: list[float] = []
 
     async def handler(_: web.Request) -> web.Response:
@@ -342,7 +342,7 @@ async def test_cluster_connect_with_missing_kubeconfig_names_the_file(tmp_path: 
 
 
 @pytest.mark.parametrize(("server", "want"), [("https://a:1", "http://p:2"), ("https://b", None)])
-def test_proxy_of_environment_obeys_no_proxy(
+def test_proxy_of_environment_respects_no_proxy(
     monkeypatch: pytest.MonkeyPatch, server: str, want: str | None
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://p:2")

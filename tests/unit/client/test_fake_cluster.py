@@ -27,7 +27,7 @@ def status(**fields: object) -> Raw:
     return {"metadata": {"namespace": "ns", "name": "j"}, "status": fields}
 
 
-async def test_fake_apply_of_same_object_twice_leaves_resource_version() -> None:
+async def test_fake_apply_of_same_object_twice_keeps_resource_version() -> None:
     cluster = FakeCluster()
     first = await cluster.apply(TRAINING_JOBS, job())
     assert await cluster.apply(TRAINING_JOBS, job()) == first
@@ -37,7 +37,7 @@ async def test_fake_apply_of_same_object_twice_leaves_resource_version() -> None
     assert changed["metadata"]["resourceVersion"] != first["metadata"]["resourceVersion"]
 
 
-async def test_fake_status_apply_keeps_fields_of_others_and_drops_own_old_ones() -> None:
+async def test_fake_status_apply_keeps_fields_of_others_and_removes_own_previous_ones() -> None:
     cluster = FakeCluster()
     cluster.put(TRAINING_JOBS, job(status={"progress": {"step": 1}}))
     await cluster.apply(TRAINING_JOBS, status(phase="Pending", waiting={}), subresource="status")
@@ -55,7 +55,7 @@ async def test_fake_status_apply_to_missing_object_is_not_found() -> None:
 
 
 @pytest.mark.parametrize("precondition", ["uid", "resourceVersion"])
-async def test_fake_apply_with_stale_precondition_conflicts(precondition: str) -> None:
+async def test_fake_apply_with_outdated_precondition_conflicts(precondition: str) -> None:
     cluster = FakeCluster()
     await cluster.create(TRAINING_JOBS, job())
     stale = job()
@@ -64,21 +64,21 @@ async def test_fake_apply_with_stale_precondition_conflicts(precondition: str) -
         await cluster.apply(TRAINING_JOBS, stale)
 
 
-async def test_fake_create_of_taken_name_already_exists() -> None:
+async def test_fake_create_with_taken_name_raises_already_exists() -> None:
     cluster = FakeCluster()
     await cluster.create(PODS, job())
     with pytest.raises(AlreadyExists):
         await cluster.create(PODS, job())
 
 
-async def test_fake_immutable_config_map_refuses_new_data() -> None:
+async def test_fake_immutable_config_map_rejects_new_data() -> None:
     cluster = FakeCluster()
     await cluster.create(CONFIG_MAPS, job(data={"k": "1"}, immutable=True))
     with pytest.raises(Invalid):
         await cluster.apply(CONFIG_MAPS, job(data={"k": "2"}, immutable=True))
 
 
-async def test_fake_delete_spares_other_uid_and_waits_for_the_kubelet() -> None:
+async def test_fake_delete_keeps_other_uid_and_waits_for_the_kubelet() -> None:
     cluster = FakeCluster()
     waiting = await cluster.create(PODS, job())
     uid = waiting["metadata"]["uid"]
@@ -124,7 +124,7 @@ async def test_fake_list_selects_by_field_and_limits() -> None:
     assert await cluster.list(EVENTS, "ns", field_selector="reason=x") == ([], ANY)
 
 
-async def test_fake_pages_show_the_moment_of_the_first_request() -> None:
+async def test_fake_pages_have_the_state_at_the_first_request() -> None:
     cluster = FakeCluster(page_size=2)
     for name in "abc":
         cluster.put(PODS, {"metadata": {"namespace": "ns", "name": name}})
@@ -140,7 +140,7 @@ async def test_fake_pages_show_the_moment_of_the_first_request() -> None:
     assert [page async for page in cluster.pages(CONFIG_MAPS, None)] == [[]]
 
 
-async def test_fake_patch_merges_removes_and_keeps_to_its_subresource() -> None:
+async def test_fake_patch_merges_and_removes_within_its_subresource() -> None:
     cluster = FakeCluster()
     first = cluster.put(TRAINING_JOBS, job(status={"a": {"x": 1, "y": 2}, "b": 3}))
     patch = status(a={"x": None}, b=None, c=4)
@@ -158,7 +158,7 @@ async def test_fake_patch_merges_removes_and_keeps_to_its_subresource() -> None:
         await cluster.patch(PODS, patch)
 
 
-async def test_fake_delete_in_another_version_spares_the_object() -> None:
+async def test_fake_delete_with_other_version_keeps_the_object() -> None:
     cluster = FakeCluster()
     obj = await cluster.create(TRAINING_JOBS, job())
     uid, version = obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]
@@ -167,7 +167,7 @@ async def test_fake_delete_in_another_version_spares_the_object() -> None:
 
 
 @pytest.mark.parametrize(("after_effect", "want"), [(False, 0), (True, 1)])
-async def test_fake_fault_strikes_nth_call_before_or_after_its_effect(
+async def test_fake_fault_fails_nth_call_before_or_after_its_effect(
     after_effect: bool, want: int
 ) -> None:
     cluster = FakeCluster()

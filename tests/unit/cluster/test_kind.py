@@ -42,7 +42,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(settings, log)
 
 
-def test_up_again_builds_and_loads_the_images_of_the_code_as_it_is_now(machine: Machine) -> None:
+def test_up_repeated_builds_and_loads_images_of_the_present_code(machine: Machine) -> None:
     loads = [f"kind load docker-image ktrdr.io/{part}:dev --name ktrdr" for part in PARTS]
 
     kind.up(machine.settings, CHECKOUT)
@@ -54,7 +54,7 @@ def test_up_again_builds_and_loads_the_images_of_the_code_as_it_is_now(machine: 
     assert not any("create cluster" in call for call in calls)
 
 
-def test_down_takes_back_the_route_that_up_made(machine: Machine) -> None:
+def test_down_removes_the_route_that_up_created(machine: Machine) -> None:
     kind.up(machine.settings, CHECKOUT)
     assert "ip route replace 10.244.0.0/24 via 172.18.0.2" in machine.calls()
 
@@ -64,7 +64,7 @@ def test_down_takes_back_the_route_that_up_made(machine: Machine) -> None:
     assert not machine.settings.state.exists()
 
 
-def test_cluster_of_the_same_name_that_we_did_not_make_is_never_deleted(machine: Machine) -> None:
+def test_up_never_deletes_a_foreign_cluster_of_the_same_name(machine: Machine) -> None:
     machine.log.with_name("log.clusters").write_text("other\nktrdr\n")
 
     with pytest.raises(ClusterError, match='kind cluster "ktrdr" was not created by this script'):
@@ -74,7 +74,7 @@ def test_cluster_of_the_same_name_that_we_did_not_make_is_never_deleted(machine:
     assert not any("delete" in call for call in machine.calls())
 
 
-def test_cluster_commands_never_touch_the_persons_own_kubeconfig(machine: Machine) -> None:
+def test_cluster_commands_never_change_the_users_kubeconfig(machine: Machine) -> None:
     kind.up(machine.settings, CHECKOUT)
     kind.down(machine.settings)
 

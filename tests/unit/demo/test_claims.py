@@ -18,7 +18,7 @@ def pod_behind(kubectl: str, folder: Path) -> FilesPod:
     return FilesPod(kube, "files")
 
 
-def test_run_without_an_answer_says_so_in_time(tmp_path: Path) -> None:
+def test_run_without_an_answer_fails_in_time(tmp_path: Path) -> None:
     # `kubectl exec -i` waits for ever once the program in the pod has crashed.
     pod = pod_behind("exec sleep 60", tmp_path)
 
@@ -28,14 +28,14 @@ def test_run_without_an_answer_says_so_in_time(tmp_path: Path) -> None:
         pod.run("ls", seconds=0.2)
 
 
-def test_load_without_an_answer_says_so_in_time(tmp_path: Path) -> None:
+def test_load_without_an_answer_fails_in_time(tmp_path: Path) -> None:
     pod = pod_behind("exec sleep 60", tmp_path)
 
     with pytest.raises(DemoError, match=r"did not end within 0\.2 s\n.*pod files"):
         pod.load(tmp_path, "/data", seconds=0.2)
 
 
-def test_run_without_kubectl_says_what_is_missing(tmp_path: Path) -> None:
+def test_run_without_kubectl_names_what_is_missing(tmp_path: Path) -> None:
     kube = Kube(tmp_path / "kubeconfig", "demo", {"PATH": str(tmp_path)})
 
     with pytest.raises(DemoError, match="kubectl: not found"):

@@ -17,13 +17,13 @@ from engine_builders import (
     ago,
     ended_pod,
     job_raw,
-    last_word,
     pod_raw,
     progress,
     recorded,
     running_pod,
     snapshot,
     succeeded_pod,
+    termination_message,
     unscheduled_pod,
     waiting_pod,
 )
@@ -237,19 +237,19 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
     ),
     "exit 2": (
-        ran(ended_pod(2, message=last_word(Outcome.FAILED, reason="InvalidStrategy"))),
+        ran(ended_pod(2, message=termination_message(Outcome.FAILED, reason="InvalidStrategy"))),
         Want(Phase.FAILED, Reason.INVALID_STRATEGY, FAILED),
     ),
     "exit 3": (
-        ran(ended_pod(3, message=last_word(Outcome.FAILED, reason="InvalidData"))),
+        ran(ended_pod(3, message=termination_message(Outcome.FAILED, reason="InvalidData"))),
         Want(Phase.FAILED, Reason.INVALID_DATA, FAILED),
     ),
-    "exit 10 that nobody asked for": (
-        ran(ended_pod(10, message=last_word(Outcome.CANCELLED))),
+    "exit 10 without a cancel request": (
+        ran(ended_pod(10, message=termination_message(Outcome.CANCELLED))),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "exit 75": (
-        ran(ended_pod(75, message=last_word(Outcome.FAILED, exitCode=75))),
+        ran(ended_pod(75, message=termination_message(Outcome.FAILED, exitCode=75))),
         Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
     ),
     "exit 1": (
@@ -288,7 +288,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "exit 143": (
-        ran(ended_pod(143, message=last_word(Outcome.TERMINATED))),
+        ran(ended_pod(143, message=termination_message(Outcome.TERMINATED))),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
     "exit 143 before any report": (
@@ -299,12 +299,16 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         ran(ended_pod(137, reason="OOMKilled")),
         Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
     ),
-    "OOM of a part, the rest could say so": (
-        ran(ended_pod(137, reason="OOMKilled", message=last_word(Outcome.FAILED, exitCode=137))),
+    "OOM with a run result": (
+        ran(
+            ended_pod(
+                137, reason="OOMKilled", message=termination_message(Outcome.FAILED, exitCode=137)
+            )
+        ),
         Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
     ),
-    "exit 1 for a reason that is none of ours": (
-        ran(ended_pod(1, message=last_word(Outcome.FAILED, reason="Weird"))),
+    "exit 1 with an unknown reason": (
+        ran(ended_pod(1, message=termination_message(Outcome.FAILED, reason="Weird"))),
         Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
     ),
     "evicted": (
@@ -389,27 +393,27 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         ),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=0.0),
     ),
-    "deleted by hand, seen": (
+    "deleted by a user, observed": (
         snapshot(
             job_raw(status=recorded(1, C.RUNNING, progress=progress())), gone=(running_pod(),)
         ),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
-    "deleted by hand and created again": (
+    "deleted by a user and created again": (
         snapshot(
             job_raw(status=recorded(1, C.RUNNING)), running_pod(), gone=(running_pod(uid="first"),)
         ),
         Want(Phase.RUNNING, Reason.RUNNING, RUNNING, requeue=240.0),
     ),
-    "deleted by hand after completion": (
+    "deleted by a user after completion": (
         snapshot(job_raw(status=recorded(1, C.RUNNING)), gone=(succeeded_pod(),)),
         Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
     ),
-    "gone without verdict, had reported": (
+    "pod missing, end unknown, had reported": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING, progress=progress()))),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
-    "gone without verdict, had run": (
+    "pod missing, end unknown, had run": (
         snapshot(job_raw(status=recorded(1, C.RUNNING))),
         Want(Phase.RETRYING, Reason.DISRUPTED, RECONCILING, requeue=10.0),
     ),
@@ -437,7 +441,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         snapshot(job_raw(status=recorded(2, C.RUNNING)), running_pod(1), running_pod(2)),
         Want(Phase.RUNNING, Reason.RUNNING, RUNNING, deletions=("fx-1-0",), requeue=240.0),
     ),
-    "attempt of an operator that is ahead of us": (
+    "attempt that the store does not know yet": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING)), running_pod(2)),
         Want(Phase.RETRYING, Reason.RETRYING, RECONCILING),
     ),
@@ -485,7 +489,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "cancel, trainer stopped": (
         cancelling(
-            ended_pod(10, message=last_word(Outcome.CANCELLED, epoch=4, batch=17)),
+            ended_pod(10, message=termination_message(Outcome.CANCELLED, epoch=4, batch=17)),
             recorded(1, C.RUNNING, cancellation=RECEIPT),
         ),
         Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
@@ -498,7 +502,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         cancelling(succeeded_pod(), recorded(1, C.RUNNING, cancellation=RECEIPT)),
         Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
     ),
-    "cancel, pod gone unwatched": (
+    "cancel, pod deleted unobserved": (
         cancelling(None, recorded(1, C.RUNNING, cancellation=RECEIPT)),
         Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
@@ -507,26 +511,28 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
         Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, retries=1),
     ),
     "completed for another TrainingJob": (
-        ran(ended_pod(0, message=last_word(jobUid="uid-other", artifact=MODEL))),
+        ran(ended_pod(0, message=termination_message(jobUid="uid-other", artifact=MODEL))),
         Want(Phase.RETRYING, Reason.RETRYING, RECONCILING, retries=1, requeue=10.0),
     ),
     "completed for another TrainingJob, cancelled": (
-        cancelling(ended_pod(0, message=last_word(jobUid="uid-other")), recorded(1, C.RUNNING)),
+        cancelling(
+            ended_pod(0, message=termination_message(jobUid="uid-other")), recorded(1, C.RUNNING)
+        ),
         Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
-    "pod of an earlier job of this name": (
+    "pod of a deleted job of the same name": (
         snapshot(job_raw(), running_pod(owner="uid-earlier")),
         Want(Phase.PENDING, Reason.PENDING, RECONCILING, deletions=("fx-1-0",)),
     ),
-    "ended pod of an earlier job of this name": (
+    "ended pod of a deleted job of the same name": (
         snapshot(job_raw(), ended_pod(1, owner="uid-earlier")),
         Want(Phase.PENDING, Reason.PENDING, RECONCILING, deletions=("fx-1-0",)),
     ),
-    "last word of an earlier job of this name": (
+    "run result of a deleted job of the same name": (
         snapshot(job_raw(), gone=(succeeded_pod(owner="uid-earlier"),)),
         SILENT,
     ),
-    "somebody else's pod with our label": (
+    "pod of another owner with the job's label": (
         snapshot(job_raw(), running_pod(owner=None)),
         SILENT,
     ),
@@ -534,7 +540,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
 
 
 @pytest.mark.parametrize(("situation", "want"), TABLE.values(), ids=TABLE)
-def test_decide_in_situation_wants(situation: Snapshot, want: Want) -> None:
+def test_decide_in_situation_returns_the_wanted_plan(situation: Snapshot, want: Want) -> None:
     assert outcome(plan(situation)) == want
 
 
@@ -552,7 +558,7 @@ def test_decide_in_any_situation_has_all_conditions_of_this_generation(situation
 
 
 @pytest.mark.parametrize("situation", [row[0] for row in TABLE.values()], ids=TABLE)
-def test_decide_again_on_its_own_status_changes_nothing_but_the_clock(situation: Snapshot) -> None:
+def test_decide_repeated_on_its_own_status_changes_nothing(situation: Snapshot) -> None:
     first = plan(situation)
     assert situation.job is not None
     job = replace(situation.job, status=status(first))
@@ -568,7 +574,7 @@ def test_decide_again_on_its_own_status_changes_nothing_but_the_clock(situation:
 
 
 @pytest.mark.parametrize("situation", TELLING.values(), ids=TELLING)
-def test_decide_whatever_was_waited_for_is_over_once_the_job_runs_or_ends(
+def test_decide_running_or_finished_job_has_no_waiting(
     situation: Snapshot,
 ) -> None:
     waiting = Waiting(reason=Reason.UNSCHEDULABLE, message="0/1 nodes", since=ago(60))
@@ -621,7 +627,7 @@ def failed_create(
 
 
 @pytest.mark.parametrize("reason", ["FailedCreate", "NameConflict"])
-def test_decide_failed_create_keeps_attempt_and_words_until_the_pod_is_known(reason: str) -> None:
+def test_decide_failed_create_keeps_attempt_and_message_until_the_pod_is_known(reason: str) -> None:
     waiting = {"reason": reason, "message": "exceeded quota", "since": ago(60)}
     failed = recorded(
         1,
@@ -652,7 +658,7 @@ def test_decide_failed_create_keeps_attempt_and_words_until_the_pod_is_known(rea
 @pytest.mark.parametrize(
     ("lasted", "want"), [(None, 1.0), (0, 1.0), (7, 7.0), (59, 59.0), (3600, 60.0)]
 )
-def test_decide_failed_create_is_tried_again_after_as_long_as_it_has_lasted(
+def test_decide_failed_create_is_retried_after_as_long_as_it_has_lasted(
     lasted: float | None, want: float
 ) -> None:
     before = None
@@ -667,7 +673,7 @@ def test_decide_failed_create_is_tried_again_after_as_long_as_it_has_lasted(
     assert waiting.since == ago(lasted or 0)
 
 
-def test_decide_pod_that_the_server_calls_invalid_ends_the_job() -> None:
+def test_decide_pod_rejected_as_invalid_fails_the_job() -> None:
     words = "spec.containers[0].resources.requests: Invalid value: must be less than limits"
     found = plan(failed_create(snapshot(job_raw()), CreateFailureKind.INVALID, words))
     assert outcome(found) == Want(Phase.FAILED, Reason.INVALID_REQUEST, FAILED)
@@ -682,7 +688,7 @@ def test_decide_pod_called_invalid_after_the_job_has_run_is_waited_for() -> None
     assert outcome(found) == Want(Phase.PENDING, Reason.FAILED_CREATE, RECONCILING, requeue=1.0)
 
 
-def test_decide_waiting_for_something_else_begins_anew() -> None:
+def test_decide_waiting_for_another_reason_restarts_since() -> None:
     before = {"reason": "StrategyNotFound", "message": "gone", "since": ago(90)}
     for situation in (
         started(unscheduled_pod("0/2 nodes"), waiting=before),
@@ -699,7 +705,7 @@ def test_decide_waiting_for_something_else_begins_anew() -> None:
     assert still.since == ago(90)
 
 
-def test_decide_waiting_is_not_reworded_at_every_word_of_the_scheduler() -> None:
+def test_decide_waiting_message_is_kept_for_30_seconds_after_a_write() -> None:
     before = {"reason": "Unschedulable", "message": "0/2 nodes", "since": ago(90)}
     situation = started(unscheduled_pod("0/3 nodes"), waiting=before, message="0/2 nodes")
     kept = status(plan(replace(situation, seconds_since_write=29.0))).waiting
@@ -710,7 +716,7 @@ def test_decide_waiting_is_not_reworded_at_every_word_of_the_scheduler() -> None
     assert new.message.startswith("0/3 nodes; ")
 
 
-def test_decide_pod_without_words_is_starting() -> None:
+def test_decide_pod_without_reason_is_starting() -> None:
     found = status(plan(started(waiting_pod("ContainerCreating", "", age=5))))
     assert (found.message, found.waiting) == ('Pod "fx-1-0" is starting', None)
 
@@ -722,7 +728,7 @@ def test_decide_pod_without_words_is_starting() -> None:
         (WaitReason("Pulling", 'Pulling "x"', is_progress=True), Reason.STARTING, None),
     ],
 )
-def test_decide_words_of_the_pods_events_are_shown(
+def test_decide_reason_from_pod_events_is_shown(
     words: WaitReason, reason: Reason, want: str | None
 ) -> None:
     situation = started(pod_raw(), phase="Starting")
@@ -735,7 +741,7 @@ def test_decide_words_of_the_pods_events_are_shown(
     assert [event.kind for event in found.events] == ([want] if want else [])
 
 
-def test_decide_without_job_deletes_its_pods_and_nobody_elses() -> None:
+def test_decide_without_job_deletes_only_its_pods() -> None:
     stray, foreign = running_pod(1), running_pod(2, owner=None)
     job_owned = running_pod(3)
     job_owned["metadata"]["ownerReferences"][0].update(kind="Job", apiVersion="batch/v1")
@@ -752,7 +758,7 @@ def test_decide_job_being_deleted_stops_pods_and_starts_nothing() -> None:
     assert (found.status, found.start) == (None, None)
 
 
-def test_decide_finished_job_edited_restamps_and_nothing_else() -> None:
+def test_decide_finished_job_edited_updates_only_observed_generation() -> None:
     job = job_raw(
         status=recorded(1, *SUCCEEDED, phase="Succeeded", reason="Completed"), cancel=True
     )
@@ -765,12 +771,12 @@ def test_decide_finished_job_edited_restamps_and_nothing_else() -> None:
     assert (found.start, found.deletions, found.events) == (None, (), ())
 
 
-def test_decide_finished_job_with_a_live_pod_deletes_it() -> None:
+def test_decide_finished_job_with_a_running_pod_deletes_it() -> None:
     job = job_raw(status=recorded(1, *FAILED, phase="Failed"))
     assert [d.name for d in plan(snapshot(job, running_pod())).deletions] == ["fx-1-0"]
 
 
-def test_decide_condition_time_moves_only_with_its_status() -> None:
+def test_decide_condition_time_changes_only_with_its_status() -> None:
     found = status(plan(started(running_pod())))
     times = {c.type: c.last_transition_time for c in found.conditions}
     assert times[C.RUNNING] == times[C.RECONCILING] == ago(0)
@@ -807,12 +813,12 @@ def test_decide_next_attempt_has_its_pod_and_no_host_yet() -> None:
     "pod",
     [
         succeeded_pod(checkpoint=NEWER),
-        ended_pod(75, message=last_word(Outcome.FAILED, checkpoint=NEWER)),
-        ended_pod(143, message=last_word(Outcome.TERMINATED, checkpoint=NEWER)),
+        ended_pod(75, message=termination_message(Outcome.FAILED, checkpoint=NEWER)),
+        ended_pod(143, message=termination_message(Outcome.TERMINATED, checkpoint=NEWER)),
     ],
     ids=["completed", "failed", "disrupted"],
 )
-def test_decide_ended_takes_the_checkpoint_of_its_last_word(pod: Raw) -> None:
+def test_decide_ended_pod_uses_checkpoint_of_run_result(pod: Raw) -> None:
     job = job_raw(status=recorded(1, C.RUNNING, checkpoint=CHECKPOINT))
     found = status(plan(snapshot(job, pod)))
     assert found.checkpoint is not None
@@ -825,12 +831,12 @@ def test_decide_ended_takes_the_checkpoint_of_its_last_word(pod: Raw) -> None:
         ended_pod(137),
         ended_pod(143),
         ended_pod(2),
-        ended_pod(10, message=last_word(Outcome.CANCELLED)),
+        ended_pod(10, message=termination_message(Outcome.CANCELLED)),
     ],
     ids=["killed", "disrupted", "failed for good", "stopped"],
 )
 @pytest.mark.parametrize("cancel", [False, True])
-def test_decide_ended_without_a_checkpoint_in_its_last_word_takes_the_reported_one(
+def test_decide_ended_pod_without_checkpoint_in_run_result_uses_the_reported_one(
     pod: Raw, cancel: bool
 ) -> None:
     reported = recorded(1, C.RUNNING, checkpoint=CHECKPOINT, progress=progress(checkpoint=NEWER))
@@ -842,7 +848,7 @@ def test_decide_ended_without_a_checkpoint_in_its_last_word_takes_the_reported_o
         assert found.cancellation.checkpoint == found.checkpoint
 
 
-def test_decide_cancelled_before_its_first_report_has_the_newest_checkpoint_all_the_same() -> None:
+def test_decide_cancelled_before_its_first_report_has_the_latest_checkpoint() -> None:
     earlier = progress(1, checkpoint=CHECKPOINT)
     job = recorded(2, C.RECONCILING, checkpoint=NEWER, progress=earlier)
     found = status(plan(cancelling(None, job)))
@@ -853,7 +859,7 @@ def test_decide_cancelled_before_its_first_report_has_the_newest_checkpoint_all_
     assert found.cancellation.epoch == 4
 
 
-def test_decide_running_ignores_the_checkpoint_of_an_earlier_report() -> None:
+def test_decide_running_does_not_write_reported_checkpoints() -> None:
     job = job_raw(
         status=recorded(
             2, C.RECONCILING, checkpoint=NEWER, progress=progress(1, checkpoint=CHECKPOINT)
@@ -864,10 +870,10 @@ def test_decide_running_ignores_the_checkpoint_of_an_earlier_report() -> None:
     assert found.checkpoint.epoch == 9
 
 
-def test_decide_completed_keeps_the_result_after_the_pod() -> None:
+def test_decide_completed_keeps_the_result_after_the_pod_is_deleted() -> None:
     said: Raw = {"durationSeconds": 90, "bestEpoch": 48, "epochsCompleted": 50, "artifact": MODEL}
     metrics = [{"name": "test_loss", "value": "0.5"}]
-    found = status(plan(ran(ended_pod(0, message=last_word(**said, metrics=metrics)))))
+    found = status(plan(ran(ended_pod(0, message=termination_message(**said, metrics=metrics)))))
     assert found.result is not None
     assert found.result.model_dump(by_alias=True) == {
         "outcome": "Succeeded",
@@ -891,11 +897,11 @@ def test_decide_completed_keeps_the_result_after_the_pod() -> None:
         (ended_pod(139), "killed by signal 11 (SIGSEGV)", 11),
         (ended_pod(255), "code 255 without writing a result; see kubectl logs fx-1-0", None),
         (
-            ended_pod(2, message=last_word(Outcome.FAILED, jobUid="", message="no file")),
+            ended_pod(2, message=termination_message(Outcome.FAILED, jobUid="", message="no file")),
             "no file",
             None,
         ),
-        (ended_pod(2, message=last_word(Outcome.FAILED, message="a: b")), "a: b", None),
+        (ended_pod(2, message=termination_message(Outcome.FAILED, message="a: b")), "a: b", None),
         (ended_pod(137, reason="OOMKilled"), "because its node ran out of memory", 9),
     ],
 )
@@ -906,7 +912,7 @@ def test_decide_failure_names_cause(pod: Raw, words: str, signal: int | None) ->
     assert (failure.attempt, failure.signal) == (1, signal)
 
 
-def test_decide_backoff_limit_says_how_often_and_why() -> None:
+def test_decide_backoff_limit_exceeded_names_count_and_cause() -> None:
     situation = snapshot(job_raw(status=recorded(4, C.RUNNING, retries=3)), ended_pod(1, 4))
     assert status(plan(situation)).message == (
         "Failed 4 times, spec.backoffLimit is 3; last failure: "
@@ -923,7 +929,7 @@ def test_decide_disruption_limit_says_what_to_do_however_long_the_words_of_the_k
     assert len(found.message) <= MESSAGE_MAX_LENGTH
 
 
-def test_decide_waiting_passes_on_the_words_and_since_when() -> None:
+def test_decide_waiting_has_the_message_and_its_start() -> None:
     words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     before = {"reason": "Unschedulable", "message": "0/2 nodes", "since": ago(90)}
     found = status(plan(started(unscheduled_pod(words), waiting=before)))
@@ -947,7 +953,7 @@ def test_decide_volume_not_ready_names_the_remedy(words: str, remedy: str) -> No
     assert remedy in status(plan(started(unscheduled_pod(words)))).message
 
 
-def test_decide_image_failure_has_the_kubelets_first_words() -> None:
+def test_decide_image_failure_has_the_first_message_of_the_kubelet() -> None:
     waiting = {"reason": "ImagePullFailed", "message": "ghcr.io/x: not found", "since": ago(301)}
     found = status(plan(started(waiting_pod("ImagePullBackOff", "Back-off"), waiting=waiting)))
     assert found.message.startswith("ghcr.io/x: not found; tried for 300 s")
@@ -956,7 +962,7 @@ def test_decide_image_failure_has_the_kubelets_first_words() -> None:
 
 
 def test_decide_cancel_receipt_is_complete_after_a_clean_stop() -> None:
-    word = last_word(Outcome.CANCELLED, epoch=4, batch=17, checkpoint=CHECKPOINT)
+    word = termination_message(Outcome.CANCELLED, epoch=4, batch=17, checkpoint=CHECKPOINT)
     receipt = {**RECEIPT, "acknowledgedTime": ago(9)}
     found = status(
         plan(
@@ -1001,17 +1007,17 @@ def test_decide_cancel_is_acknowledged_once_by_the_attempt_that_runs(
 @pytest.mark.parametrize(
     ("outcome", "want"), [(Outcome.CANCELLED, ago(8)), (Outcome.TERMINATED, None)]
 )
-def test_decide_cancel_is_acknowledged_by_a_last_word_that_says_so(
+def test_decide_cancel_is_acknowledged_by_a_cancelled_run_result(
     outcome: Outcome, want: str | None
 ) -> None:
-    pod = ended_pod(10, message=last_word(outcome), finished=ago(8))
+    pod = ended_pod(10, message=termination_message(outcome), finished=ago(8))
     found = status(plan(cancelling(pod, recorded(1, C.RUNNING, cancellation=RECEIPT))))
     assert found.cancellation is not None
     assert found.cancellation.acknowledged_time == want
     assert found.cancellation.stopped_time == found.completion_time == ago(8)
 
 
-def test_decide_cancel_acknowledgement_is_stamped_by_our_clock() -> None:
+def test_decide_cancel_acknowledgement_has_the_operators_clock() -> None:
     hour_off = progress(stage="Cancelling", lastUpdateTime=ago(-3600))
     found = status(plan(cancelling(running_pod(), recorded(1, C.RUNNING, progress=hour_off))))
     assert found.cancellation is not None
@@ -1028,7 +1034,7 @@ def test_decide_cancel_received_by_an_operator_whose_clock_was_ahead_is_not_put_
     assert found.requeue_seconds == 31.0
 
 
-def test_decide_cancel_during_backoff_did_not_stop_before_it_was_asked() -> None:
+def test_decide_cancel_during_backoff_stops_not_before_the_request() -> None:
     receipt = status(
         plan(cancelling(ended_pod(1, finished=ago(30)), recorded(1, C.RECONCILING, **BACKOFF)))
     ).cancellation
@@ -1039,12 +1045,12 @@ def test_decide_cancel_during_backoff_did_not_stop_before_it_was_asked() -> None
 @pytest.mark.parametrize(
     "fields", [{}, {"progress": progress(stage="Preparing", currentEpoch=0, currentBatch=0)}]
 )
-def test_decide_cancel_before_training_says_so(fields: Raw) -> None:
+def test_decide_cancel_before_training_is_named_in_the_message(fields: Raw) -> None:
     found = status(plan(cancelling(None, recorded(1, C.RECONCILING, **fields))))
     assert found.message == "Cancelled before training began"
 
 
-def test_decide_is_the_same_for_a_trainer_whose_clock_is_off() -> None:
+def test_decide_with_wrong_trainer_clock_returns_the_same_plan() -> None:
     right = ran(running_pod())
     assert right.job is not None
     skewed = progress(lastUpdateTime=ago(-3600))
@@ -1052,17 +1058,23 @@ def test_decide_is_the_same_for_a_trainer_whose_clock_is_off() -> None:
     assert outcome(plan(right)) == outcome(plan(wrong))
 
 
-def test_decide_hostile_last_word_is_bounded_and_plain() -> None:
+def test_decide_hostile_run_result_is_bounded_and_sanitized() -> None:
     name = "x" * 63
     metrics = [{"name": name, "value": "nan"}, {"name": name, "value": "1e400"}]
-    word = last_word(
+    word = termination_message(
         metrics=metrics, message="\x1b[31mred\x1b[0m\x07 bell", artifact=MODEL, attempt=1
     )
     found = status(plan(ran(ended_pod(0, message=word))))
     assert found.result is not None
     assert [metric.name for metric in found.result.metrics] == [name]
     failed = status(
-        plan(ran(ended_pod(2, message=last_word(Outcome.FAILED, message="\x1b[31mred\x07!"))))
+        plan(
+            ran(
+                ended_pod(
+                    2, message=termination_message(Outcome.FAILED, message="\x1b[31mred\x07!")
+                )
+            )
+        )
     )
     assert failed.message == "red !"
 
@@ -1078,7 +1090,7 @@ def test_decide_hostile_last_word_is_bounded_and_plain() -> None:
         {"artifact": {"path": "p", "digest": DIGEST, "sizeBytes": -1}},
     ],
 )
-def test_decide_impossible_last_word_is_no_result(lie: Raw) -> None:
+def test_decide_invalid_run_result_is_ignored(lie: Raw) -> None:
     body = {
         "jobUid": UID,
         "attempt": 1,
@@ -1108,7 +1120,7 @@ def test_decide_one_event_per_transition_with_severity() -> None:
     assert plan(started(pod_raw(age=5))).events == ()
 
 
-def test_decide_retry_is_due_by_the_stored_time_not_by_memory() -> None:
+def test_decide_retry_is_due_at_the_stored_time() -> None:
     situation = started(ended_pod(1), **BACKOFF)
     assert decide(situation, NOW, LIMITS).start is None
     later = decide(situation, NOW + timedelta(seconds=20), LIMITS)
@@ -1116,7 +1128,7 @@ def test_decide_retry_is_due_by_the_stored_time_not_by_memory() -> None:
     assert later.start.attempt == 2
 
 
-def test_decide_sets_the_report_interval_while_the_trainer_runs_and_no_longer() -> None:
+def test_decide_sets_report_interval_only_while_the_trainer_runs() -> None:
     told = status(plan(replace(ran(running_pod()), report_interval_seconds=5)))
     assert told.report_period_seconds == 5
     assert status(plan(ran(running_pod()))).report_period_seconds is None

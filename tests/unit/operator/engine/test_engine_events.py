@@ -1,4 +1,4 @@
-"""Random histories: whatever arrives, when, and in which order, every TrainingJob ends well."""
+"""Random histories: every TrainingJob has one outcome, whatever events arrive in which order."""
 
 import asyncio
 import logging
@@ -11,13 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_builders import JOB, NAMESPACE, Raw
-from engine_world import KEY, MAX_ROUNDS, Backup, Operator, World, is_alive, live
 from ktrdr_api import names
 from ktrdr_api.conditions import TERMINAL
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, Resource
 from ktrdr_operator.handlers import Handlers
 from ktrdr_operator.intake import Intake
 from ktrdr_operator.store import KnownJob, KnownPod
+from simulated_cluster import (
+    KEY,
+    MAX_ROUNDS,
+    Backup,
+    Operator,
+    SimulatedCluster,
+    is_alive,
+    run_to_end,
+)
 
 Event = dict[str, Any]
 
@@ -30,14 +38,14 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
 class Watch:
     """What a perfect watch would have said; the test decides what of it arrives, and when."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, simulation: SimulatedCluster) -> None:
+        self.simulation = simulation
         self.events: list[Event] = []
         self._seen: dict[str, Raw] = {}
 
     def look(self) -> None:
         """Note what has changed since the last look."""
-        cluster = self.world.cluster
+        cluster = self.simulation.cluster
         found = [*cluster.read_all(TRAINING_JOBS), *cluster.read_all(PODS)]
         now = {raw["metadata"]["uid"]: raw for raw in found}
         for uid, raw in now.items():
@@ -69,16 +77,16 @@ actions = st.lists(
 )
 
 
-async def survive(steps: list[str | int], script: dict[int, str]) -> World:
+async def survive(steps: list[str | int], script: dict[int, str]) -> SimulatedCluster:
     """Live through the steps, then through a quiet time with full lists."""
-    world = World(script)
-    world.submit()
-    watch, operator = Watch(world), Operator(world)
+    simulation = SimulatedCluster(script)
+    simulation.submit()
+    watch, operator = Watch(simulation), Operator(simulation)
     handlers = listen(operator)
     for step in steps:
         watch.look()
         if step == "restart":
-            operator = Operator(world)
+            operator = Operator(simulation)
             handlers = listen(operator)
         elif isinstance(step, int):
             for event in watch.events[step : step + 1]:
@@ -87,37 +95,37 @@ async def survive(steps: list[str | int], script: dict[int, str]) -> World:
             await operator.work()
         else:
             {
-                "step": world.step,
+                "step": simulation.step,
                 "relist": operator.relist,
-                "kill pod": world.kill_pods,
-                "cancel": world.cancel,
+                "kill pod": simulation.kill_pods,
+                "cancel": simulation.cancel,
             }[step]()
-    await live(world, operator)
-    return world
+    await run_to_end(simulation, operator)
+    return simulation
 
 
 @settings(max_examples=120, deadline=None)
 @given(actions, st.sampled_from(["succeed", "fail"]))
-def test_events_lost_repeated_or_out_of_order_change_no_end(
+def test_events_lost_repeated_or_out_of_order_do_not_change_the_outcome(
     steps: list[str | int], first: str
 ) -> None:
-    world = asyncio.run(survive(steps, {1: first}))
-    status = world.status()
-    cancelled = world.job()["spec"].get("cancel", False)
+    simulation = asyncio.run(survive(steps, {1: first}))
+    status = simulation.status()
+    cancelled = simulation.job()["spec"].get("cancel", False)
     want = ("Cancelled", "Succeeded") if cancelled else ("Succeeded",)
     assert status["phase"] in want
     assert status.get("retries", 0) <= (first == "fail")
     # A first attempt whose pod was deleted before anybody saw it is not on record.
-    assert status["attempt"] in (len(world.attempts), len(world.attempts) - 1)
-    assert status["attempt"] == len(world.attempts) or world.attempts == [1]
-    assert world.attempts == list(range(1, len(world.attempts) + 1))
-    assert world.alive() == []
+    assert status["attempt"] in (len(simulation.attempts), len(simulation.attempts) - 1)
+    assert status["attempt"] == len(simulation.attempts) or simulation.attempts == [1]
+    assert simulation.attempts == list(range(1, len(simulation.attempts) + 1))
+    assert simulation.alive() == []
 
 
 async def test_events_in_order_need_no_list() -> None:
-    world = World({1: "fail"})
-    world.submit()
-    watch, operator = Watch(world), Operator(world)
+    simulation = SimulatedCluster({1: "fail"})
+    simulation.submit()
+    watch, operator = Watch(simulation), Operator(simulation)
     handlers, delivered = listen(operator), 0
     for _ in range(60):
         watch.look()
@@ -125,32 +133,32 @@ async def test_events_in_order_need_no_list() -> None:
             await deliver(handlers, event)
         delivered = len(watch.events)
         await operator.work()
-        if world.is_finished():
+        if simulation.is_finished():
             break
-        world.step()
-    assert world.end()[:2] == ("Succeeded", "Completed")
-    assert world.attempts == [1, 2]
+        simulation.step()
+    assert simulation.end()[:2] == ("Succeeded", "Completed")
+    assert simulation.attempts == [1, 2]
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-async def test_events_of_a_dead_job_bring_it_back_until_the_next_list_at_most(cancel: bool) -> None:
-    world = World({1: "stay"})
-    world.submit(cancel=cancel)
-    watch, operator = Watch(world), Operator(world)
+async def test_events_of_a_deleted_job_restore_it_until_the_next_list_at_most(cancel: bool) -> None:
+    simulation = SimulatedCluster({1: "stay"})
+    simulation.submit(cancel=cancel)
+    watch, operator = Watch(simulation), Operator(simulation)
     handlers = listen(operator)
     operator.relist()
     await operator.work()
     watch.look()
-    world.delete_job()
+    simulation.delete_job()
     watch.look()
     for event in reversed(watch.events):
         await deliver(handlers, event)
     await operator.work()
     operator.relist()
     await operator.work()
-    world.step()
-    assert world.alive() == []
-    assert world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is None
+    simulation.step()
+    assert simulation.alive() == []
+    assert simulation.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is None
     assert KEY not in operator.store.jobs
 
 
@@ -165,9 +173,9 @@ class LateAnswer(NamedTuple):
 
 
 STORM_LIMIT: Final = 5
-"""Reconciles of an unchanged world after which nothing may be written any more."""
+"""Reconciles of an unchanged simulation after which no write is allowed."""
 LATE_TURNS: Final = 2
-"""A request takes 15 s at most; a turn of the world is 7 s."""
+"""A request takes 15 s at most; a turn of the simulation is 7 s."""
 
 
 class History:
@@ -178,9 +186,9 @@ class History:
     """
 
     def __init__(self, script: dict[int, str]) -> None:
-        self.world = World(script)
-        self.world.submit()
-        self.operator = Operator(self.world)
+        self.simulation = SimulatedCluster(script)
+        self.simulation.submit()
+        self.operator = Operator(self.simulation)
         self.pending: dict[str, list[Event]] = {}
         self.answers: list[LateAnswer] = []
         self.backups: list[Backup] = []
@@ -193,10 +201,10 @@ class History:
     async def act(self, action: str, number: int) -> None:
         """Let one thing happen, and check what must hold at any time."""
         if action == "turn":
-            self.backups.append(self.world.back_up())
+            self.backups.append(self.simulation.back_up())
             self.deliver_all()
             await self.operator.work()
-            self.world.step()
+            self.simulation.step()
         elif action == "work":
             await self.operator.work()
         else:
@@ -207,7 +215,7 @@ class History:
     def actions(self, number: int) -> dict[str, Callable[[], None]]:
         """What can happen besides reconciles."""
         return {
-            "step": self.world.step,
+            "step": self.simulation.step,
             "event": partial(self.deliver_one, number),
             "list": self.relist,
             "restart": self.restart,
@@ -219,8 +227,8 @@ class History:
             "delete in foreground": self.delete_in_foreground,
             "create job": self.create_job,
             "create job again": self.create_job_again,
-            "collect garbage": self.world.collect_garbage,
-            "kill pods": self.world.kill_pods,
+            "collect garbage": self.simulation.collect_garbage,
+            "kill pods": self.simulation.kill_pods,
             "remove label": self.remove_label,
             "restore": partial(self.restore, number),
         }
@@ -229,7 +237,7 @@ class History:
 
     def look(self) -> None:
         """Note what a watch by label would say about the changes since the last look."""
-        found = [*self.world.cluster.read_all(TRAINING_JOBS), *self.world.pods()]
+        found = [*self.simulation.cluster.read_all(TRAINING_JOBS), *self.simulation.pods()]
         now = {raw["metadata"]["uid"]: raw for raw in found if self.is_watched(raw)}
         if not self.is_watching:
             self._seen = now
@@ -250,13 +258,13 @@ class History:
     def last_state(self, uid: str) -> Raw:
         """With the version of the deletion, or of the change that took the label away."""
         raw = self._seen[uid]
-        alive = {pod["metadata"]["uid"]: pod for pod in self.world.pods()}
+        alive = {pod["metadata"]["uid"]: pod for pod in self.simulation.pods()}
         version = self._deleted.get(uid) or alive[uid]["metadata"]["resourceVersion"]
         return {**raw, "metadata": {**raw["metadata"], "resourceVersion": version}}
 
     def note_version_of_deletions(self) -> None:
         """A deletion has a version of its own, the server's latest at that moment."""
-        cluster = self.world.cluster
+        cluster = self.simulation.cluster
         remove = cluster.remove
 
         def noted(resource: Resource, namespace: str | None, name: str) -> None:
@@ -296,24 +304,24 @@ class History:
 
     def restart(self) -> None:
         """A new process, which has no state and no requests under way."""
-        self.operator, self.answers = Operator(self.world), []
+        self.operator, self.answers = Operator(self.simulation), []
 
     def send_get(self, number: int) -> None:
         """Read the TrainingJob or one of its pods; the answer comes later."""
-        store, cluster = self.operator.store, self.world.cluster
+        store, cluster = self.operator.store, self.simulation.cluster
         if number % 2:
             raw = cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
-            self.answers.append(LateAnswer(self.world.turns, "", raw, store.jobs.get(KEY)))
+            self.answers.append(LateAnswer(self.simulation.turns, "", raw, store.jobs.get(KEY)))
             return
         name = names.pod_name(JOB, 1 + number // 2 % 3)
         raw = cluster.read(PODS, NAMESPACE, name)
-        self.answers.append(LateAnswer(self.world.turns, name, raw, store.pod(KEY, name)))
+        self.answers.append(LateAnswer(self.simulation.turns, name, raw, store.pod(KEY, name)))
 
     def answer(self) -> None:
         """The answer to the oldest read arrives, unless it has timed out."""
         while self.answers:
             late = self.answers.pop(0)
-            if self.world.turns - late.turn > LATE_TURNS:
+            if self.simulation.turns - late.turn > LATE_TURNS:
                 continue
             if late.name:
                 assert not isinstance(late.before, KnownJob)
@@ -326,33 +334,33 @@ class History:
     # Users, the garbage collector, and somebody with a backup.
 
     def present(self) -> Raw | None:
-        return self.world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
+        return self.simulation.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
 
     def edit(self, **spec: Any) -> None:
         raw = self.present()
         if raw is not None:
             raw["spec"].update(spec)
-            self.world._put(TRAINING_JOBS, raw)
+            self.simulation._put(TRAINING_JOBS, raw)
 
     def delete_job(self) -> None:
         if self.present() is not None:
-            self.world.delete_job()
+            self.simulation.delete_job()
 
     def delete_in_foreground(self) -> None:
         raw = self.present()
         if raw is not None:
             raw["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
             raw["metadata"]["finalizers"] = ["foregroundDeletion"]
-            self.world._put(TRAINING_JOBS, raw)
+            self.simulation._put(TRAINING_JOBS, raw)
 
     def create_job(self) -> None:
         if self.present() is None:
-            self.world.submit()
+            self.simulation.submit()
 
     def remove_label(self) -> None:
-        for pod in self.world.pods():
+        for pod in self.simulation.pods():
             pod["metadata"]["labels"].pop(names.LABEL_JOB, None)
-            self.world._put(PODS, pod)
+            self.simulation._put(PODS, pod)
 
     def create_job_again(self) -> None:
         self.delete_job()
@@ -363,7 +371,7 @@ class History:
         """To what etcd was some turns ago."""
         if self.backups:
             self.backups = self.backups[: max(len(self.backups) - turns, 1)]
-            self.world.restore(self.backups[-1])
+            self.simulation.restore(self.backups[-1])
             self.pending, self.answers, self.is_watching = {}, [], False
             self._best, self._deleted = {}, {}
 
@@ -371,7 +379,7 @@ class History:
 
     def check(self) -> None:
         """No second trainer; attempts do not fall and ends do not revert, except by a restore."""
-        self.world.check()
+        self.simulation.check()
         raw = self.present()
         if raw is None:
             return
@@ -391,20 +399,20 @@ class History:
             await self.work_until_quiet()
             if self.is_settled():
                 break
-            self.world.step()
-            self.world.collect_garbage()
+            self.simulation.step()
+            self.simulation.collect_garbage()
             self.check()
-        assert self.is_settled(), (self.present(), self.world.alive())
-        for operator in (self.operator, Operator(self.world)):
+        assert self.is_settled(), (self.present(), self.simulation.alive())
+        for operator in (self.operator, Operator(self.simulation)):
             operator.relist()
-            before = len(self.world.cluster.requests)
+            before = len(self.simulation.cluster.requests)
             await operator.work()
             assert self.writes(before) == []
 
     async def work_until_quiet(self) -> None:
-        """No storm: a world in which nothing else moves needs few writes."""
+        """Few writes are needed in a simulation in which nothing else changes."""
         for _ in range(STORM_LIMIT):
-            before = len(self.world.cluster.requests)
+            before = len(self.simulation.cluster.requests)
             await self.operator.work()
             self.look()
             self.deliver_all()
@@ -413,14 +421,14 @@ class History:
         raise AssertionError(f"status is written again and again: {self.present()}")
 
     def writes(self, since: int) -> list[str]:
-        requests = self.world.cluster.requests[since:]
+        requests = self.simulation.cluster.requests[since:]
         return [f"{r.method} {r.kind}" for r in requests if r.method not in ("get", "list")]
 
     def is_settled(self) -> bool:
         """Finished or deleted, and no pod runs."""
         raw = self.present()
-        is_over = raw is None or self.world.is_finished()
-        return is_over and not any(is_alive(pod) for pod in self.world.pods())
+        is_over = raw is None or self.simulation.is_finished()
+        return is_over and not any(is_alive(pod) for pod in self.simulation.pods())
 
 
 ORDINARY: Final = ("turn", "turn", "turn", "event", "event", "work", "step", "list")
@@ -456,13 +464,13 @@ SCRIPTS: Final[tuple[dict[int, str], ...]] = (
 """What trainers do; the last one only ends where somebody ends it, and then in the quiet time."""
 
 
-async def tell(steps: list[tuple[str, int]], script: dict[int, str]) -> History:
+async def run_history(steps: list[tuple[str, int]], script: dict[int, str]) -> History:
     history = History(dict(script))
     history.look()
     for action, number in steps:
         await history.act(action, number)
-    history.world.script = {
-        attempt: act for attempt, act in history.world.script.items() if act != "stay"
+    history.simulation.script = {
+        attempt: act for attempt, act in history.simulation.script.items() if act != "stay"
     }
     await history.settle()
     return history
@@ -470,10 +478,10 @@ async def tell(steps: list[tuple[str, int]], script: dict[int, str]) -> History:
 
 @settings(max_examples=150, deadline=None)
 @given(histories, st.sampled_from(SCRIPTS))
-def test_histories_with_all_that_happens_in_a_cluster_end_well(
+def test_random_histories_end_with_one_outcome_and_never_two_trainers(
     steps: list[tuple[str, int]], script: dict[int, str]
 ) -> None:
-    history = asyncio.run(tell(steps, script))
+    history = asyncio.run(run_history(steps, script))
     raw = history.present()
     if raw is not None:
         wanted = {"Succeeded"}
@@ -564,10 +572,10 @@ NAMED: Final[dict[str, tuple[list[tuple[str, int]], dict[int, str], tuple[Any, .
 
 
 @pytest.mark.parametrize(("steps", "script", "want"), NAMED.values(), ids=NAMED)
-async def test_history_ends_well(
+async def test_known_history_ends_with_one_outcome_and_never_two_trainers(
     steps: list[tuple[str, int]], script: dict[int, str], want: tuple[Any, ...]
 ) -> None:
-    history = await tell(steps, script)
+    history = await run_history(steps, script)
     raw = history.present()
     found = () if raw is None else (raw["status"]["phase"], raw["status"]["attempt"])
     assert found == want

@@ -17,13 +17,13 @@ from engine_builders import (
     ago,
     ended_pod,
     job_raw,
-    last_word,
     pod_raw,
     progress,
     recorded,
     running_pod,
     snapshot,
     succeeded_pod,
+    termination_message,
     with_sidecar,
 )
 from ktrdr_api.conditions import ConditionType as C
@@ -58,7 +58,7 @@ def finished(ended: float = 100, **spec: Any) -> Raw:
     ("ttl", "want"),
     [(None, (False, None)), (0, (True, None)), (99, (True, None)), (101, (False, 1.0))],
 )
-def test_decide_finished_job_is_deleted_when_its_time_to_live_is_over(
+def test_decide_finished_job_is_deleted_when_its_ttl_is_over(
     ttl: int | None, want: tuple[bool, float | None]
 ) -> None:
     spec = {} if ttl is None else {"ttlSecondsAfterFinished": ttl}
@@ -75,7 +75,7 @@ def test_decide_time_to_live_does_not_depend_on_the_clock_of_the_node(ahead: flo
     assert (plan(later).expire, plan(later).requeue_seconds) == (False, 3600.0)
 
 
-def test_decide_expiry_tells_the_result_for_the_last_time() -> None:
+def test_decide_expiry_posts_the_result_as_an_event() -> None:
     found = plan(snapshot(finished(ttlSecondsAfterFinished=0)))
     assert [(e.kind, e.reason, e.message) for e in found.events] == [
         (
@@ -86,7 +86,7 @@ def test_decide_expiry_tells_the_result_for_the_last_time() -> None:
     ]
 
 
-def test_decide_end_is_looked_at_again_at_once_for_its_time_to_live() -> None:
+def test_decide_finished_job_is_reconciled_again_immediately_for_its_ttl() -> None:
     first = snapshot(
         job_raw(status=recorded(1, C.RUNNING), ttlSecondsAfterFinished=0), succeeded_pod()
     )
@@ -105,7 +105,7 @@ DISPLAY = {"epoch": "4/50", "batch": "17/640", "eta": "4m20s", "loss": "0.61", "
     [
         (ended_pod(2), False, {"epoch": "4/50", "batch": "17/640"}),
         (
-            ended_pod(10, message=last_word(Outcome.CANCELLED)),
+            ended_pod(10, message=termination_message(Outcome.CANCELLED)),
             True,
             {"epoch": "4/50", "batch": "17/640"},
         ),
@@ -113,7 +113,7 @@ DISPLAY = {"epoch": "4/50", "batch": "17/640", "eta": "4m20s", "loss": "0.61", "
     ],
     ids=["failed", "cancelled", "succeeded"],
 )
-def test_decide_columns_of_a_job_that_has_finished_do_not_look_alive(
+def test_decide_finished_job_has_no_progress_that_looks_running(
     pod: Raw, cancel: bool, want: Raw
 ) -> None:
     reported = progress(display=DISPLAY, estimatedRemainingSeconds=260)
@@ -128,13 +128,13 @@ def test_decide_columns_of_a_job_that_has_finished_do_not_look_alive(
     assert (found.current_epoch, found.current_batch) == (4, 17)
 
 
-def test_decide_pod_whose_only_container_has_ended_is_left_for_its_logs() -> None:
+def test_decide_ended_pod_without_other_containers_is_kept_for_its_logs() -> None:
     """The kubelet reports the phase Running for a moment after the trainer has ended."""
     situation = snapshot(finished(), succeeded_pod(phase="Running"))
     assert plan(situation).deletions == ()
 
 
-def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_once_its_result_is_read() -> None:
+def test_decide_pod_kept_by_a_sidecar_is_deleted_once_its_result_is_read() -> None:
     lingering = with_sidecar(succeeded_pod(phase="Running"))
     first = snapshot(job_raw(status=recorded(1, C.RUNNING)), lingering)
     found = plan(first)
@@ -144,7 +144,7 @@ def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_once_its_result_is_r
     assert [d.name for d in plan(later).deletions] == ["fx-1-0"]
 
 
-def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_between_attempts() -> None:
+def test_decide_pod_kept_by_a_sidecar_is_deleted_between_attempts() -> None:
     lingering = with_sidecar(ended_pod(1, phase="Running"))
     first = snapshot(job_raw(status=recorded(1, C.RUNNING)), lingering)
     found = plan(first)
@@ -187,7 +187,7 @@ def test_decide_pod_that_does_not_end_says_the_same_in_waiting_however_recent_a_
     ("finalizers", "want"),
     [([], ["fx-1-0"]), (["foregroundDeletion"], ["fx-1-0"]), (["orphan"], [])],
 )
-def test_decide_deleted_job_stops_its_pods_unless_they_are_to_be_orphaned(
+def test_decide_deleted_job_deletes_its_pods_unless_orphaned(
     finalizers: list[str], want: list[str]
 ) -> None:
     job = job_raw(status=recorded(1, C.RUNNING))
@@ -210,7 +210,7 @@ UNREADABLE: Raw = {"trainer": {"imagePullPolicy": "Sometimes"}}
     ],
     ids=["fresh", "running", "succeeded", "failed", "disrupted", "finished"],
 )
-def test_decide_unreadable_spec_ends_what_it_must_and_takes_nothing_back(
+def test_decide_unreadable_spec_fails_the_job_without_reverting_its_status(
     state: Raw | None, pod: Raw | None, want: tuple[str, str]
 ) -> None:
     job = job_raw(status=state, **UNREADABLE)
@@ -234,8 +234,10 @@ def test_view_job_keeps_every_readable_field_of_a_status() -> None:
     assert {c.type for c in found.conditions if c.status == "True"} == set(SUCCEEDED)
 
 
-def test_decide_status_that_the_server_refused_has_nothing_from_outside() -> None:
-    word = last_word(artifact=MODEL, checkpoint=CHECKPOINT, metrics=[{"name": "x", "value": "1"}])
+def test_decide_rejected_status_has_no_foreign_values() -> None:
+    word = termination_message(
+        artifact=MODEL, checkpoint=CHECKPOINT, metrics=[{"name": "x", "value": "1"}]
+    )
     job = job_raw(status=recorded(1, C.RUNNING, host="nöde"))
     refused = replace(snapshot(job, ended_pod(0, message=word)), status_refused="time: ü")
     found = status(plan(refused))
@@ -247,8 +249,10 @@ def test_decide_status_that_the_server_refused_has_nothing_from_outside() -> Non
     assert {c.type for c in found.conditions if c.status == "True"} == set(SUCCEEDED)
 
 
-def test_decide_warnings_of_the_trainer_are_in_status_and_in_an_event() -> None:
-    word = last_word(artifact=MODEL, warnings=["12 rows dropped", "no class 2 in the test split"])
+def test_decide_trainer_warnings_are_in_status_and_in_an_event() -> None:
+    word = termination_message(
+        artifact=MODEL, warnings=["12 rows dropped", "no class 2 in the test split"]
+    )
     found = plan(snapshot(job_raw(status=recorded(1, C.RUNNING)), ended_pod(0, message=word)))
     assert status(found).warnings == ("12 rows dropped", "no class 2 in the test split")
     assert [(e.kind, e.reason) for e in found.events] == [
@@ -258,7 +262,7 @@ def test_decide_warnings_of_the_trainer_are_in_status_and_in_an_event() -> None:
 
 
 @given(st.integers(0, 999_999), st.integers(1, 3600))
-def test_decide_cancel_never_cuts_the_grace_period_short(microsecond: int, grace: int) -> None:
+def test_decide_cancel_never_shortens_the_grace_period(microsecond: int, grace: int) -> None:
     asked = NOW + timedelta(microseconds=microsecond)
     job = job_raw(
         status=recorded(1, C.RUNNING), cancel=True, cancellation={"gracePeriodSeconds": grace}
@@ -285,7 +289,7 @@ def test_decide_cancel_never_cuts_the_grace_period_short(microsecond: int, grace
     ],
     ids=["running", "starting", "cancelling", "between attempts", "of a deleted job"],
 )
-def test_decide_pod_that_does_not_end_names_the_node_and_the_remedy(situation: Snapshot) -> None:
+def test_decide_pod_that_does_not_end_names_node_and_remedy(situation: Snapshot) -> None:
     found = plan(situation)
     message = status(found).message
     assert 'node "node-1" has not confirmed that its process ended' in message

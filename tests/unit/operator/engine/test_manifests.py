@@ -221,7 +221,7 @@ def annotation_file(annotation: str, path: str) -> Raw:
     return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
 
 
-def test_pod_of_a_full_spec_in_a_full_installation_wants() -> None:
+def test_pod_of_full_spec_and_settings_has_the_wanted_manifest() -> None:
     view = job(
         labels={"kueue.x-k8s.io/queue-name": "gold", "secret": "no"},
         annotations={"kueue.x-k8s.io/podset-required-topology": "rack", "secret": "no"},
@@ -340,7 +340,7 @@ def test_pod_of_a_full_spec_in_a_full_installation_wants() -> None:
     }
 
 
-def test_pod_of_a_plain_spec_wants() -> None:
+def test_pod_of_minimal_spec_has_the_wanted_manifest() -> None:
     found = pod_of(plain())
     request = {
         "job": {"namespace": "ns", "name": "fx", "uid": "uid-fx"},
@@ -434,12 +434,12 @@ def objects(spec: Raw) -> Raw:
 
 
 @pytest.mark.parametrize("path", paths(TrainingJobSpec))
-def test_objects_differ_when_any_field_of_the_spec_does(path: str) -> None:
+def test_manifests_differ_when_any_spec_field_does(path: str) -> None:
     is_obeyed_here = objects(changed(path)) != objects(SPEC)
     assert is_obeyed_here == (path not in OPERATOR_ONLY)
 
 
-def test_objects_of_a_full_spec_leave_no_field_at_its_default() -> None:
+def test_manifests_full_spec_has_no_field_at_its_default() -> None:
     """So that the literals above are about every field."""
     view = job().spec
     given = view.model_dump(by_alias=True, exclude_defaults=True, mode="json")
@@ -457,7 +457,7 @@ def has(found: Any, path: str) -> bool:
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(PodDefaults)])
-def test_objects_differ_when_any_setting_of_the_installation_does(field: str) -> None:
+def test_manifests_differ_when_any_setting_does(field: str) -> None:
     view = job(
         {**SPEC, "trainer": {}},
         labels={"kueue.x-k8s.io/queue-name": "gold"},
@@ -520,7 +520,7 @@ def test_pod_meets_the_restricted_pod_security_standard(spec: Raw, defaults: Pod
     ],
     ids=["neither", "group only", "user only"],
 )
-def test_pod_user_and_group_set_to_none_are_left_to_the_cluster(
+def test_pod_without_user_and_group_leaves_them_to_the_cluster(
     user: int | None, group: int | None, want: Raw
 ) -> None:
     defaults = replace(DEFAULTS, run_as_user=user, fs_group=group)
@@ -561,9 +561,7 @@ def test_pod_user_and_group_set_to_none_are_left_to_the_cluster(
         "another device",
     ],
 )
-def test_pod_tolerates_the_taints_of_the_gpus_it_asks_for_and_no_other(
-    limits: Raw, want: list[str], gpus: int
-) -> None:
+def test_pod_tolerates_only_taints_of_its_gpus(limits: Raw, want: list[str], gpus: int) -> None:
     view = plain(trainer={"resources": {"limits": limits}})
     assert view.unreadable == ""
     found = pod_of(view)
@@ -572,7 +570,7 @@ def test_pod_tolerates_the_taints_of_the_gpus_it_asks_for_and_no_other(
     assert request_of(found)["gpus"] == gpus
 
 
-def test_pod_toleration_of_the_user_is_kept_beside_that_of_the_gpu() -> None:
+def test_pod_toleration_of_user_is_kept_beside_that_of_the_gpu() -> None:
     own = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     limits = {"nvidia.com/gpu": 1}
     view = plain(trainer={"resources": {"limits": limits}, "tolerations": [own]})
@@ -597,7 +595,7 @@ CLAIM_B: Final = {"persistentVolumeClaim": {"claimName": "b"}}
     ],
     ids=["two claims", "one claim", "two folders of one claim"],
 )
-def test_pod_data_volume_is_read_only_unless_the_output_is_on_it(
+def test_pod_data_volume_is_read_only_unless_it_is_the_output_volume(
     data: Raw, output: Raw, want: Raw
 ) -> None:
     pod = pod_of(plain(data=data, output=output))["spec"]
@@ -610,13 +608,15 @@ def test_pod_data_volume_is_read_only_unless_the_output_is_on_it(
 
 
 @pytest.mark.parametrize(("given", "want"), [(0, 1), (1, 1), (3600, 3600)])
-def test_pod_has_the_grace_period_of_a_cancel_and_at_least_a_second(given: int, want: int) -> None:
+def test_pod_grace_period_is_that_of_cancellation_but_at_least_a_second(
+    given: int, want: int
+) -> None:
     """0 would make every delete of the pod a forced one: the node may still run its process."""
     view = plain(cancellation={"gracePeriodSeconds": given})
     assert pod_of(view)["spec"]["terminationGracePeriodSeconds"] == want
 
 
-def test_pod_labels_of_chart_and_user_cannot_replace_those_of_the_operator() -> None:
+def test_pod_labels_of_chart_and_user_do_not_replace_the_operators() -> None:
     keys = (*LABELS, "ktrdr.io/attempt", "ktrdr.io/rank")
     ours = ("ktrdr.io/run-request", "ktrdr.io/strategy")
     view = job(labels=dict.fromkeys(keys, "user"), annotations=dict.fromkeys(ours, "user"))
@@ -633,7 +633,7 @@ def test_pod_labels_of_chart_and_user_cannot_replace_those_of_the_operator() -> 
     assert metadata["annotations"] == {"ktrdr.io/strategy": TEXT}
 
 
-def test_pod_label_of_the_user_that_is_on_the_list_goes_before_that_of_the_chart() -> None:
+def test_pod_inherited_label_replaces_that_of_the_chart() -> None:
     defaults = replace(INSTALLATION, labels={"team": "chart"}, inherited_labels=("team",))
     assert pod_of(job(labels={"team": "user"}), defaults)["metadata"]["labels"]["team"] == "user"
     assert pod_of(job(), defaults)["metadata"]["labels"]["team"] == "chart"
@@ -649,7 +649,7 @@ def test_pod_label_of_the_user_that_is_on_the_list_goes_before_that_of_the_chart
         (["a", "a"], ("a",), ["a"]),
     ],
 )
-def test_pod_pull_secrets_are_those_of_job_and_chart_each_once(
+def test_pod_pull_secrets_of_job_and_chart_are_listed_once(
     own: list[str], chart: tuple[str, ...], want: list[str] | None
 ) -> None:
     view = plain(trainer={"imagePullSecrets": [{"name": name} for name in own]})
@@ -674,7 +674,7 @@ REFERENCE: Final = {"configMapKeyRef": {"name": "strategies", "key": "fx.yaml"}}
     ],
     ids=["at the limit", "a byte more", "two-byte letters", "two-byte letters, a byte more", "ref"],
 )
-def test_pod_strategy_rides_in_an_annotation_or_in_the_config_map_of_the_job(
+def test_pod_strategy_is_an_annotation_or_in_the_config_map_of_the_job(
     source: Raw, text: str, want: bool
 ) -> None:
     pod = pod_of(plain(strategy=source), text=text)
@@ -695,7 +695,7 @@ def test_pod_strategy_rides_in_an_annotation_or_in_the_config_map_of_the_job(
     assert request_of(pod)["strategyDigest"] == sha256(text.encode()).hexdigest()
 
 
-def test_pod_of_a_stored_strategy_takes_the_known_digest() -> None:
+def test_pod_of_stored_strategy_has_the_known_digest() -> None:
     stored = StrategyText(digest="a" * 64, is_stored=True)
     pod = manifests.pod(plain(strategy=REFERENCE), AttemptStart(3, stored), DEFAULTS)
     assert request_of(pod)["strategyDigest"] == "a" * 64
@@ -710,7 +710,7 @@ def test_pod_annotations_of_the_largest_spec_stay_below_the_limit_of_the_server(
     assert sum(len(key) + len(value) for key, value in annotations.items()) < 64 * 1024
 
 
-def test_strategy_config_map_wants() -> None:
+def test_strategy_config_map_has_the_wanted_manifest() -> None:
     assert manifests.strategy_config_map(job(), StrategyText(text=TEXT)) == {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -736,7 +736,7 @@ SHARED: Final = {
 }
 
 
-def test_trainer_account_wants() -> None:
+def test_trainer_account_has_the_wanted_manifest() -> None:
     assert manifests.trainer_account("team-a") == {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -750,7 +750,9 @@ def test_trainer_account_wants() -> None:
     [(DEFAULTS, "ClusterRole", "ktrdr-trainer"), (INSTALLATION, "Role", "trainers-of-team-a")],
     ids=["cluster", "namespaced"],
 )
-def test_trainer_role_binding_wants(defaults: PodDefaults, kind: str, name: str) -> None:
+def test_trainer_role_binding_has_the_wanted_manifest(
+    defaults: PodDefaults, kind: str, name: str
+) -> None:
     group = "rbac.authorization.k8s.io"
     assert manifests.trainer_role_binding("team-a", defaults) == {
         "apiVersion": f"{group}/v1",
@@ -767,7 +769,7 @@ REPORT: Final = progress(checkpoint=CHECKPOINT)
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_status_patch_has_the_progress_of_a_job_that_has_finished_and_no_other(
+def test_status_patch_has_progress_of_finished_jobs_only(
     phase: Phase,
 ) -> None:
     raw = job_raw(status=recorded(1, C.RUNNING, progress=REPORT, phase=phase.value))
@@ -817,7 +819,7 @@ def test_status_patch_has_every_field_of_the_status_that_is_set() -> None:
     assert manifests.status_patch(view, view.status)["status"] == status
 
 
-def test_pod_names_the_attempt_and_rank_in_name_and_labels() -> None:
+def test_pod_name_and_labels_have_attempt_and_rank() -> None:
     found = manifests.pod(plain(), start(attempt=12), DEFAULTS, rank=3)["metadata"]
     assert found["name"] == "fx-12-3"
     assert (found["labels"]["ktrdr.io/attempt"], found["labels"]["ktrdr.io/rank"]) == ("12", "3")

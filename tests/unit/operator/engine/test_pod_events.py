@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from engine_builders import NAMESPACE, Raw, pod_raw, running_pod, waiting_pod
-from engine_world import Operator, World
 from ktrdr_api.training_job import TrainingJobStatus
 from ktrdr_client.cluster import EVENTS, PODS, ApiError, Forbidden, Unreachable
 from ktrdr_client.testing import FakeCluster, Request
 from ktrdr_operator.pod_events import MAX_REMEMBERED, PodEventReader, latest_reason
 from ktrdr_operator.snapshot import WaitReason
 from ktrdr_operator.views import view_pod
+from simulated_cluster import Operator, SimulatedCluster
 
 POD = view_pod(pod_raw())
 LIST = Request("list", "Event", "")
@@ -160,7 +160,7 @@ async def test_pod_events_are_read_at_most_every_eight_seconds_per_pod() -> None
     assert cluster.requests == [LIST] * 4
 
 
-async def test_pod_events_forbidden_is_no_error_and_asked_no_more_often() -> None:
+async def test_pod_events_forbidden_is_no_error_and_not_listed_more_often() -> None:
     """A namespaced installation may lack this right."""
     events, cluster, clock = reader(event("FailedMount", 9))
     for second in range(16):
@@ -173,7 +173,7 @@ async def test_pod_events_forbidden_is_no_error_and_asked_no_more_often() -> Non
 @pytest.mark.parametrize(
     "error", [ApiError(500, "InternalError", "x"), Unreachable(0, "TimeoutError", "x")]
 )
-async def test_pod_events_error_keeps_the_words_that_are_known(error: ApiError) -> None:
+async def test_pod_events_error_keeps_the_known_reason(error: ApiError) -> None:
     events, cluster, clock = reader(event("FailedMount", 9))
     cluster.fail_next("list", error)
     assert await events.wait_reason(NAMESPACE, POD) is None
@@ -217,34 +217,34 @@ async def test_pod_events_remembers_a_bounded_number_of_pods() -> None:
         "rejected",
     ],
 )
-async def test_observe_asks_for_the_events_of_silent_pods_only(pod: Raw, want: int) -> None:
-    world = World({1: "stay"})
-    world.submit()
-    operator = Operator(world)
-    pod["metadata"]["ownerReferences"][0]["uid"] = world.job()["metadata"]["uid"]
+async def test_observe_lists_events_only_of_pods_without_reason(pod: Raw, want: int) -> None:
+    simulation = SimulatedCluster({1: "stay"})
+    simulation.submit()
+    operator = Operator(simulation)
+    pod["metadata"]["ownerReferences"][0]["uid"] = simulation.job()["metadata"]["uid"]
     del pod["metadata"]["resourceVersion"]
-    world.cluster.put(PODS, pod)
-    world.cluster.put(EVENTS, event("FailedMount", 9))
+    simulation.cluster.put(PODS, pod)
+    simulation.cluster.put(EVENTS, event("FailedMount", 9))
     operator.relist()
     snapshot = await operator.observe()
-    assert world.cluster.requests.count(LIST) == want
+    assert simulation.cluster.requests.count(LIST) == want
     found = snapshot.current()
     assert found is not None
     assert (found.wait_reason == FAILED) == (want == 1)
 
 
-async def test_observe_asks_for_no_events_of_a_job_that_has_finished() -> None:
-    world = World({1: "stay"})
-    world.submit(cancel=True)
-    operator = Operator(world)
+async def test_observe_lists_no_events_of_finished_job() -> None:
+    simulation = SimulatedCluster({1: "stay"})
+    simulation.submit(cancel=True)
+    operator = Operator(simulation)
     operator.relist()
     await operator.work()
-    assert world.is_finished()
-    pod = pod_raw(owner=world.job()["metadata"]["uid"], age=90)
+    assert simulation.is_finished()
+    pod = pod_raw(owner=simulation.job()["metadata"]["uid"], age=90)
     del pod["metadata"]["resourceVersion"]
-    world.cluster.put(PODS, pod)
+    simulation.cluster.put(PODS, pod)
     operator.relist()
     snapshot = await operator.observe()
     assert snapshot.job is not None
     assert isinstance(snapshot.job.status, TrainingJobStatus)
-    assert LIST not in world.cluster.requests
+    assert LIST not in simulation.cluster.requests

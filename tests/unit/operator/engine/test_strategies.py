@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from engine_builders import NAMESPACE, STRATEGY, UID, Raw, job_raw, recorded
-from engine_world import Operator, SigKill, Wire, World
 from ktrdr_api import names
 from ktrdr_api.strategy import strategy_digest
 from ktrdr_api.training_job import ConfigMapKeyRef, StrategySource
@@ -18,6 +17,7 @@ from ktrdr_client.testing import FakeCluster, Request
 from ktrdr_operator.snapshot import JobView, StrategyText
 from ktrdr_operator.strategies import StrategyReader
 from ktrdr_operator.views import view_job
+from simulated_cluster import FaultyClient, Operator, SigKill, SimulatedCluster
 
 REFERENCE = {"configMapKeyRef": {"name": "strategies", "key": "fx.yaml"}}
 LIMIT = 64 * 1024
@@ -83,7 +83,9 @@ WRONG_KEY = (
     ],
     ids=["missing", "another key", "empty", "present", "at the limit", "a byte too large"],
 )
-async def test_read_referenced_strategy_wants(present: Raw | None, want: StrategyText) -> None:
+async def test_read_referenced_strategy_returns_text_or_problem(
+    present: Raw | None, want: StrategyText
+) -> None:
     strategies, cluster, _ = reader(*([present] if present else []))
     assert await strategies.read(job(), first_seen=0.0) == want
     assert cluster.requests == [Request("get", "ConfigMap", "strategies")]
@@ -94,14 +96,14 @@ async def test_read_config_map_without_data_has_no_key() -> None:
     assert (await strategies.read(job(), first_seen=0.0)).problem == WRONG_KEY
 
 
-async def test_read_missing_key_does_not_name_the_keys_that_are_there() -> None:
+async def test_read_missing_key_does_not_name_existing_keys() -> None:
     """Who may create TrainingJobs may not be allowed to read that ConfigMap."""
     strategies, _, _ = reader(config_map(credentials="x"))
     found = await strategies.read(job(), first_seen=0.0)
     assert "credentials" not in found.problem
 
 
-async def test_read_inline_strategy_asks_nobody() -> None:
+async def test_read_inline_strategy_sends_no_request() -> None:
     strategies, cluster, _ = reader()
     source = {"inline": STRATEGY}
     for status in (None, recorded(3)):
@@ -127,7 +129,7 @@ def stored(text: str, owner: str = UID) -> Raw:
 @pytest.mark.parametrize(
     "status", [recorded(2), recorded(0)], ids=["second attempt", "first attempt was refused"]
 )
-async def test_read_takes_the_stored_text_whatever_became_of_its_source(
+async def test_read_stored_text_ignores_changes_of_its_source(
     edited: Raw | None, status: Raw
 ) -> None:
     strategies, _, _ = reader(stored(STRATEGY), *([edited] if edited else []))
@@ -136,7 +138,7 @@ async def test_read_takes_the_stored_text_whatever_became_of_its_source(
 
 
 @pytest.mark.parametrize("owner", ["uid-fx-of-an-earlier-job", None], ids=["earlier job", "user"])
-async def test_read_does_not_trust_a_stored_text_of_somebody_else(owner: str | None) -> None:
+async def test_read_stored_text_of_another_owner_is_ignored(owner: str | None) -> None:
     foreign = stored("name: foreign\n")
     foreign["metadata"].pop("ownerReferences")
     if owner is not None:
@@ -146,34 +148,34 @@ async def test_read_does_not_trust_a_stored_text_of_somebody_else(owner: str | N
     assert found == StrategyText(text=STRATEGY)
 
 
-async def test_start_does_not_take_the_config_map_of_a_deleted_job_of_the_same_name() -> None:
+async def test_start_does_not_use_the_config_map_of_a_deleted_job_of_the_same_name() -> None:
     """Two UIDs may begin alike, and the garbage collector may be late."""
-    world = World({1: "stay"})
-    world.submit(strategy=REFERENCE)
-    uid = world.job()["metadata"]["uid"]
+    simulation = SimulatedCluster({1: "stay"})
+    simulation.submit(strategy=REFERENCE)
+    uid = simulation.job()["metadata"]["uid"]
     left = {**stored("name: old\n", "uid-earlier")}
     left["metadata"]["name"] = names.strategy_name("fx", uid)
-    world.cluster.put(CONFIG_MAPS, left)
-    world.cluster.put(CONFIG_MAPS, fx(STRATEGY))
-    operator = Operator(world)
+    simulation.cluster.put(CONFIG_MAPS, left)
+    simulation.cluster.put(CONFIG_MAPS, fx(STRATEGY))
+    operator = Operator(simulation)
     operator.relist()
     await operator.work()
-    assert world.alive() == []
-    assert world.status()["reason"] == "NameConflict"
-    assert "is left over from a deleted TrainingJob of this name" in world.status()["message"]
-    world.cluster.remove(CONFIG_MAPS, NAMESPACE, left["metadata"]["name"])
-    world.wait(60)
+    assert simulation.alive() == []
+    assert simulation.status()["reason"] == "NameConflict"
+    assert "is left over from a deleted TrainingJob of this name" in simulation.status()["message"]
+    simulation.cluster.remove(CONFIG_MAPS, NAMESPACE, left["metadata"]["name"])
+    simulation.wait(60)
     operator.relist()
     await operator.work()
-    assert digests(world) == [strategy_digest(STRATEGY)]
+    assert digests(simulation) == [strategy_digest(STRATEGY)]
 
 
-def digests(world: World) -> list[str]:
+def digests(simulation: SimulatedCluster) -> list[str]:
     """What the pods are told, after a check that their files hold just that."""
     found = []
-    for pod in world.pods():
+    for pod in simulation.pods():
         uid = pod["metadata"]["ownerReferences"][0]["uid"]
-        held = world.cluster.read(CONFIG_MAPS, NAMESPACE, names.strategy_name("fx", uid))
+        held = simulation.cluster.read(CONFIG_MAPS, NAMESPACE, names.strategy_name("fx", uid))
         assert held is not None
         digest = strategy_digest(held["data"]["strategy.yaml"])
         assert f'"strategyDigest":"{digest}"' in pod["metadata"]["annotations"][
@@ -184,22 +186,22 @@ def digests(world: World) -> list[str]:
 
 
 @pytest.mark.parametrize("call", range(1, 8))
-async def test_start_cut_off_and_strategy_edited_before_the_next_one_digest_fits_the_text(
+async def test_start_interrupted_and_strategy_edited_digest_matches_the_stored_text(
     call: int,
 ) -> None:
     """With the digest of another text the trainer would fail, for good (exit code 2)."""
-    world = World({1: "stay"})
-    world.submit(strategy=REFERENCE)
-    world.cluster.put(CONFIG_MAPS, fx(STRATEGY))
-    doomed = Operator(world, Wire(world, kill_at=call, after_effect=True))
+    simulation = SimulatedCluster({1: "stay"})
+    simulation.submit(strategy=REFERENCE)
+    simulation.cluster.put(CONFIG_MAPS, fx(STRATEGY))
+    doomed = Operator(simulation, FaultyClient(simulation, kill_at=call, after_effect=True))
     doomed.relist()
     with suppress(SigKill):
         await doomed.work()
-    world.cluster.put(CONFIG_MAPS, fx("name: edited\n"))
-    operator = Operator(world)
+    simulation.cluster.put(CONFIG_MAPS, fx("name: edited\n"))
+    operator = Operator(simulation)
     operator.relist()
     await operator.work()
-    assert len(digests(world)) == 1
+    assert len(digests(simulation)) == 1
 
 
 # How often a missing one is read.
@@ -207,7 +209,7 @@ async def test_start_cut_off_and_strategy_edited_before_the_next_one_digest_fits
 GET = Request("get", "ConfigMap", "strategies")
 
 
-async def test_read_missing_strategy_is_read_less_and_less_often() -> None:
+async def test_read_missing_strategy_is_read_with_growing_pauses() -> None:
     strategies, cluster, clock = reader()
     reads = []
     for second in range(300):
@@ -233,7 +235,7 @@ async def test_read_missing_strategy_says_when_it_is_read_again() -> None:
     assert cluster.requests == [GET, GET]
 
 
-async def test_read_job_that_comes_after_the_answer_is_read_for_within_a_second() -> None:
+async def test_read_for_job_newer_than_the_answer_is_repeated_within_a_second() -> None:
     strategies, cluster, clock = reader()
     for second in (0.0, 5.0, 15.0, 35.0):
         clock.seconds = second
@@ -248,7 +250,7 @@ async def test_read_job_that_comes_after_the_answer_is_read_for_within_a_second(
     assert await strategies.read(job(), first_seen=0.0) == StrategyText(text=STRATEGY)
 
 
-async def test_read_job_that_comes_after_the_answer_shortens_the_pause_for_all() -> None:
+async def test_read_for_job_newer_than_the_answer_shortens_the_pause_for_all() -> None:
     strategies, _, clock = reader()
     for second in (0.0, 5.0, 15.0, 35.0):
         clock.seconds = second
@@ -258,7 +260,7 @@ async def test_read_job_that_comes_after_the_answer_shortens_the_pause_for_all()
     assert (found.problem, found.retry_seconds) == (MISSING, 5.0)
 
 
-async def test_read_failed_answer_is_no_negative_one() -> None:
+async def test_read_error_is_not_remembered_as_missing() -> None:
     strategies, cluster, _ = reader(fx(STRATEGY))
     cluster.fail_next("get", ApiError(500, "InternalError", "x"), resource=CONFIG_MAPS)
     with pytest.raises(ApiError):
@@ -267,7 +269,7 @@ async def test_read_failed_answer_is_no_negative_one() -> None:
 
 
 @pytest.mark.parametrize("key", ["a.yaml", "b.yaml"])
-async def test_read_missing_key_says_nothing_about_another(key: str) -> None:
+async def test_read_missing_key_does_not_affect_another_key(key: str) -> None:
     strategies, _, _ = reader(config_map(**{"b.yaml": STRATEGY, "c.yaml": STRATEGY}))
     await strategies.read(
         job({"configMapKeyRef": {"name": "strategies", "key": "a.yaml"}}), first_seen=0.0
@@ -308,21 +310,21 @@ async def reads_by_minute(minutes: int, config_maps: int) -> list[int]:
     return found
 
 
-async def test_read_strategy_missed_by_a_thousand_jobs_costs_a_read_a_minute() -> None:
+async def test_read_strategy_missing_for_a_thousand_jobs_costs_one_read_per_minute() -> None:
     first, second, *later = await reads_by_minute(10, 1)
     assert first <= 11 + 3  # one a second while jobs come, then 5, 15 and 35 s later
     assert second <= 2
     assert set(later) == {1}
 
 
-async def test_read_a_thousand_missing_strategies_costs_a_read_each_a_minute() -> None:
+async def test_read_a_thousand_missing_strategies_costs_one_read_each_per_minute() -> None:
     first, second, *later = await reads_by_minute(5, JOBS)
     assert first <= 4 * JOBS
     assert second <= 2 * JOBS
     assert set(later) == {JOBS}
 
 
-async def test_read_more_missing_strategies_than_jobs_run_are_all_remembered() -> None:
+async def test_read_many_missing_strategies_are_all_remembered() -> None:
     """One that is forgotten would be read every five seconds, for ever."""
     strategies, cluster, clock = reader()
     many = jobs_with_own_strategy(10_000)

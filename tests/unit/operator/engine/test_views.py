@@ -13,12 +13,12 @@ from engine_builders import (
     Raw,
     ended_pod,
     job_raw,
-    last_word,
     pod_raw,
     recorded,
     running_pod,
     snapshot,
     succeeded_pod,
+    termination_message,
     unscheduled_pod,
     waiting_pod,
     with_sidecar,
@@ -100,7 +100,7 @@ def test_view_pod_bounds_all_foreign_text() -> None:
     assert "\u202e" not in view.message + view.termination.message + waiting.message
 
 
-def test_view_job_bounds_the_words_about_an_unreadable_spec() -> None:
+def test_view_job_bounds_the_message_about_an_unreadable_spec() -> None:
     job = job_raw(symbols=["\u202e" + "x" * 5000])
     unreadable = view_job(job).unreadable
     assert unreadable.startswith("spec.symbols.0: ")
@@ -339,7 +339,7 @@ HELD_UP: Final[dict[str, tuple[Raw, WaitReason | None]]] = {
 
 
 @pytest.mark.parametrize(("pod", "want"), HELD_UP.values(), ids=HELD_UP)
-def test_view_pod_that_has_not_started_says_who_holds_it_up(
+def test_view_pod_that_has_not_started_has_the_wait_reason(
     pod: Raw, want: WaitReason | None
 ) -> None:
     assert view_pod(pod).wait_reason == want
@@ -349,7 +349,7 @@ def test_view_pod_that_has_not_started_says_who_holds_it_up(
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["sidecar first", "sidecar last"])
-def test_view_pod_takes_the_container_by_name_not_by_place(first: bool) -> None:
+def test_view_pod_finds_the_container_by_name_not_by_position(first: bool) -> None:
     sidecar = container("proxy", {"running": {"startedAt": "2026-01-01T11:00:00Z"}})
     pod = ended_pod(3, phase="Running")
     pod["status"]["containerStatuses"].insert(0 if first else 1, sidecar)
@@ -358,7 +358,7 @@ def test_view_pod_takes_the_container_by_name_not_by_place(first: bool) -> None:
     assert (view.termination.exit_code, view.started) == (3, None)
 
 
-def test_view_pod_end_of_a_sidecar_is_not_the_end_of_the_trainer() -> None:
+def test_view_pod_end_of_sidecar_is_not_the_end_of_the_trainer() -> None:
     pod = running_pod()
     pod["status"]["containerStatuses"].insert(
         0, container("proxy", {"terminated": {"exitCode": 1}})
@@ -382,7 +382,7 @@ def test_view_pod_end_of_a_sidecar_is_not_the_end_of_the_trainer() -> None:
         ("fx-99999999999-0", (-1, -1)),
     ],
 )
-def test_view_pod_has_attempt_and_rank_of_its_name_whatever_its_labels_say(
+def test_view_pod_has_attempt_and_rank_of_its_name_not_of_its_labels(
     name: str, want: tuple[int, int]
 ) -> None:
     pod = pod_raw()
@@ -394,7 +394,7 @@ def test_view_pod_has_attempt_and_rank_of_its_name_whatever_its_labels_say(
     assert replace(view_pod(pod), unlabelled=False) == view
 
 
-def test_view_pod_without_its_label_says_so() -> None:
+def test_view_pod_without_its_label_is_unlabelled() -> None:
     pod = running_pod()
     assert not view_pod(pod).unlabelled
     del pod["metadata"]["labels"][names.LABEL_JOB]
@@ -436,7 +436,7 @@ def test_training_job_uid_is_that_of_the_controller(owners: Any, want: str) -> N
     assert training_job_uid(metadata) == want
 
 
-def test_current_is_the_pod_of_the_recorded_name_and_no_other() -> None:
+def test_current_is_only_the_pod_with_the_recorded_name() -> None:
     """Anybody may create a pod with our label, and name our TrainingJob as its controller."""
     forged = succeeded_pod(uid="forged")
     forged["metadata"]["name"] = "a-1-0"
@@ -466,7 +466,7 @@ def test_view_pod_trainer_that_never_started_has_no_start_time(started: Any) -> 
 
 
 @pytest.mark.parametrize("started", [EPOCH, None, MISSING], ids=["1970", "null", "left out"])
-def test_view_pod_that_runs_has_started_whatever_time_its_node_says(started: Any) -> None:
+def test_view_pod_that_runs_has_started_even_without_a_valid_time(started: Any) -> None:
     pod = running_pod()
     pod["metadata"]["creationTimestamp"] = "2026-01-01T11:58:00Z"
     running = pod["status"]["containerStatuses"][0]["state"]["running"]
@@ -501,7 +501,7 @@ REJECTIONS: Final = (
 
 @pytest.mark.parametrize("reason", REJECTIONS)
 @pytest.mark.parametrize("node", ["node-1", None])
-def test_view_pod_rejected_by_the_kubelet_has_never_started(reason: str, node: str | None) -> None:
+def test_view_pod_rejected_by_the_kubelet_never_started(reason: str, node: str | None) -> None:
     pod = pod_raw(phase="Failed", reason=reason, message="Pod was rejected", node=node)
     view = view_pod(pod)
     assert (view.never_started, view.ended, view.wait_reason) == (True, True, None)
@@ -525,7 +525,7 @@ def test_view_pod_never_started_is_about_failed_pods_without_a_start(pod: Raw, w
     assert view_pod(pod).never_started == want
 
 
-def test_view_pod_that_failed_in_an_init_container_says_which_and_why() -> None:
+def test_view_pod_failed_in_an_init_container_names_it_and_the_cause() -> None:
     """The pod's own message is empty then, and its container statuses are the only source."""
     failed = {"terminated": {"exitCode": 2, "reason": "Error", "message": "no route to db"}}
     pod = held_up(init=(container("wait-for-db", failed),))
@@ -589,13 +589,13 @@ def test_view_pod_disrupted_by_reason_or_condition(status: Raw, want: bool) -> N
     assert view_pod(pod).disrupted == want
 
 
-def test_view_pod_result_of_the_trainer_is_plain_and_has_each_metric_once() -> None:
+def test_view_pod_run_result_is_sanitized_and_has_each_metric_once() -> None:
     metrics = [
         {"name": "loss", "value": "1"},
         {"name": "acc", "value": "2"},
         {"name": "loss", "value": "3"},
     ]
-    word = last_word(metrics=metrics, message="\u202edone\x1b[0m")
+    word = termination_message(metrics=metrics, message="\u202edone\x1b[0m")
     termination = view_pod(ended_pod(0, message=word)).termination
     assert termination is not None
     assert termination.result is not None
@@ -708,7 +708,7 @@ def test_view_job_of_any_status_keeps_what_can_be_read(field: str, value: Any) -
     assert finished == ({C.FINISHED} if field != "conditions" else set())
 
 
-def test_view_job_times_that_are_none_are_left_out() -> None:
+def test_view_job_invalid_times_are_left_out() -> None:
     times = dict.fromkeys(("retryTime", "startTime", "completionTime"), "2026-02-30T99:00:00Z")
     view = view_job(job_raw(status=recorded(3, **times)))
     assert view.status.attempt == 3

@@ -70,7 +70,7 @@ async def test_event_is_about_the_training_job() -> None:
 
 
 @in_virtual_time
-async def test_event_recorded_twice_is_posted_once_also_by_another_operator() -> None:
+async def test_event_recorded_twice_or_by_two_operators_is_posted_once() -> None:
     recorder = Recorder()
     for message in "xxy":
         recorder.record(JOB, "Normal", "Running", message)
@@ -121,7 +121,7 @@ async def test_event_that_is_rejected_is_counted_and_does_not_delay_the_next(
 
 
 @in_virtual_time
-async def test_event_that_was_dropped_can_be_recorded_again() -> None:
+async def test_event_dropped_before_can_be_recorded_again() -> None:
     recorder = Recorder()
     recorder.cluster.fail_next("create", TERMINATING)
     for _ in range(2):
@@ -132,7 +132,7 @@ async def test_event_that_was_dropped_can_be_recorded_again() -> None:
 
 @pytest.mark.parametrize("error", [AWAY, TooManyRequests(429, "TooManyRequests", "slow down")])
 @in_virtual_time
-async def test_event_is_retried_with_growing_pauses_until_it_is_given_up(error: Exception) -> None:
+async def test_event_is_retried_with_growing_pauses_then_dropped(error: Exception) -> None:
     recorder = Recorder()
     for nth in range(1, 4):
         recorder.cluster.fail_next("create", error, nth=nth)

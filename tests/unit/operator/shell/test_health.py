@@ -130,7 +130,7 @@ async def test_http_server_reports_health_and_metrics() -> None:
     assert len(asyncio.all_tasks()) < tasks_while_serving
 
 
-def test_metrics_of_the_store_are_those_of_the_moment() -> None:
+def test_metrics_of_the_store_are_computed_at_the_scrape() -> None:
     metrics, store = Metrics(), Store()
     metrics.watch_store(store, progress_age=lambda: 1.5)
     assert value(metrics, "ktrdr_jobs", phase="Running") == 0
@@ -183,7 +183,7 @@ async def test_metrics_of_the_queue_have_the_names_of_controller_runtime() -> No
     await virtual_time.stop(task)
 
 
-def test_metrics_count_what_they_are_told() -> None:
+def test_metrics_have_the_recorded_values() -> None:
     metrics = Metrics()
     metrics.request("GET", "200")
     metrics.reconcile(0.002, "error")

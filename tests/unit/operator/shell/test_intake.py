@@ -102,7 +102,7 @@ def test_intake_job_is_stored_and_enqueued(intake: Intake, queue: RecordingQueue
     assert queue.take() == [Priority.RECONCILE, Priority.RECONCILE]
 
 
-def test_intake_job_deleted_is_dropped_and_goes_first(
+def test_intake_deleted_job_is_dropped_and_has_priority(
     intake: Intake, queue: RecordingQueue
 ) -> None:
     intake.take_job("ADDED", job())

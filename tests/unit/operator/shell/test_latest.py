@@ -1,4 +1,4 @@
-"""Which of two reports is newer: the rules one by one, then all histories that hypothesis finds."""
+"""Which of two states is newer: the rules one by one, then histories found by hypothesis."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ def everything(_: str) -> bool:
     return True
 
 
-def test_latest_late_event_of_an_earlier_uid_keeps_the_successor(
+def test_latest_late_event_of_previous_uid_keeps_the_successor(
     latest: Latest[str, Record],
 ) -> None:
     latest.put("j", Record("u2", 7))
@@ -55,7 +55,7 @@ def test_latest_deletion_of_a_successor_removes_its_predecessor_too(
     assert not latest.put("j", Record("u1", 4))
 
 
-def test_latest_object_that_takes_a_name_says_that_the_earlier_one_is_deleted(
+def test_latest_new_object_of_a_name_marks_the_previous_one_deleted(
     latest: Latest[str, Record],
 ) -> None:
     latest.put("j", Record("u1", 3))
@@ -63,7 +63,7 @@ def test_latest_object_that_takes_a_name_says_that_the_earlier_one_is_deleted(
     assert latest.is_deleted("u1")
 
 
-def test_latest_events_older_than_the_last_deletion_of_a_name_are_no_news(
+def test_latest_events_older_than_the_deletion_of_a_name_are_ignored(
     latest: Latest[str, Record],
 ) -> None:
     assert latest.drop("j", "u3", 9)
@@ -73,7 +73,7 @@ def test_latest_events_older_than_the_last_deletion_of_a_name_are_no_news(
     assert latest.put("j", Record("u4", 10))
 
 
-def test_latest_deleted_uid_does_not_return_by_an_event(latest: Latest[str, Record]) -> None:
+def test_latest_event_of_deleted_uid_is_ignored(latest: Latest[str, Record]) -> None:
     latest.put("j", Record("u1", 3))
     latest.drop("j", "u1")
     assert latest.is_deleted("u1")
@@ -99,14 +99,14 @@ def test_latest_live_answer_may_lower_the_version(latest: Latest[str, Record]) -
     assert latest.put("j", Record("u1", 11))
 
 
-def test_latest_live_answer_of_none_removes_what_was_known(latest: Latest[str, Record]) -> None:
+def test_latest_live_answer_of_none_removes_the_record(latest: Latest[str, Record]) -> None:
     latest.put("j", Record("u1", 3))
     latest.put_live("j", None, latest.records["j"])
     assert latest.records == {}
     assert latest.is_deleted("u1")
 
 
-def test_latest_second_live_answer_that_is_older_does_not_bring_it_back(
+def test_latest_older_second_live_answer_does_not_restore_it(
     latest: Latest[str, Record],
 ) -> None:
     latest.put("j", Record("u1", 3))
@@ -116,7 +116,7 @@ def test_latest_second_live_answer_that_is_older_does_not_bring_it_back(
     assert latest.records == {}
 
 
-def test_latest_live_answer_does_not_bring_back_what_came_and_went(
+def test_latest_live_answer_does_not_restore_an_object_created_and_deleted_meanwhile(
     latest: Latest[str, Record],
 ) -> None:
     before = latest.records.get("j")
@@ -136,7 +136,7 @@ def test_latest_live_answer_keeps_an_object_that_only_left_the_watch(
     assert not latest.is_deleted("u1")
 
 
-def test_latest_list_replaces_all_but_what_has_changed_since_it_began(
+def test_latest_list_replaces_all_records_except_those_changed_since_it_began(
     latest: Latest[str, Record],
 ) -> None:
     for name in ("lowered", "changed", "deleted", "missing", "uncovered"):
@@ -157,7 +157,7 @@ def test_latest_list_replaces_all_but_what_has_changed_since_it_began(
     }
 
 
-def test_latest_list_brings_back_a_uid_that_was_thought_deleted(
+def test_latest_list_restores_a_uid_that_seemed_deleted(
     latest: Latest[str, Record],
 ) -> None:
     latest.put("j", Record("u1", 1000))
@@ -323,7 +323,7 @@ def follow(steps: list[str | tuple[str, int]]) -> Client:
 
 @settings(max_examples=500, deadline=None)
 @given(STEPS)
-def test_latest_knows_the_truth_once_everything_has_arrived(
+def test_latest_has_the_present_state_once_everything_has_arrived(
     steps: list[str | tuple[str, int]],
 ) -> None:
     client = follow(steps)
@@ -333,7 +333,9 @@ def test_latest_knows_the_truth_once_everything_has_arrived(
 
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
-def test_latest_events_alone_never_go_back(steps: list[str | tuple[str, int]]) -> None:
+def test_latest_events_alone_never_restore_an_older_state(
+    steps: list[str | tuple[str, int]],
+) -> None:
     client, highest = Client(Server()), 0
     for step in steps:
         if step in ("write", "delete") or (isinstance(step, tuple) and step[0] == "event"):

@@ -104,7 +104,7 @@ async def test_leader_of_another_release_in_the_same_namespace_has_its_own_lease
 
 
 @in_virtual_time
-async def test_leader_that_was_killed_is_followed_after_its_lease_has_expired() -> None:
+async def test_leader_killed_is_replaced_after_its_lease_has_expired() -> None:
     cluster, began = FakeCluster(), now()
     await candidate(cluster, "killed").acquire(ignore)
     heartbeats: list[float] = []
@@ -115,7 +115,7 @@ async def test_leader_that_was_killed_is_followed_after_its_lease_has_expired() 
 
 
 @in_virtual_time
-async def test_leader_that_renews_is_never_followed() -> None:
+async def test_leader_that_renews_is_never_replaced() -> None:
     cluster = FakeCluster()
     first = candidate(cluster, "a")
     await first.acquire(ignore)
@@ -141,7 +141,7 @@ async def test_leader_whose_lease_was_taken_stops() -> None:
 
 
 @in_virtual_time
-async def test_leader_that_cannot_renew_stops_before_another_one_starts() -> None:
+async def test_leader_that_cannot_renew_stops_before_another_starts() -> None:
     cluster, began = FakeCluster(), now()
     leader = candidate(cluster, "a")
     await leader.acquire(ignore)
@@ -154,7 +154,7 @@ async def test_leader_that_cannot_renew_stops_before_another_one_starts() -> Non
 
 @pytest.mark.parametrize("hangs_after", [0.5, 2.5, 7])
 @in_virtual_time
-async def test_leader_whose_server_hangs_stops_before_another_one_starts(
+async def test_leader_whose_server_hangs_stops_before_another_starts(
     hangs_after: float,
 ) -> None:
     cluster = FakeCluster()
@@ -174,7 +174,7 @@ async def test_leader_whose_server_hangs_stops_before_another_one_starts(
 
 
 @in_virtual_time
-async def test_leader_counts_from_the_moment_when_a_slow_renewal_was_sent() -> None:
+async def test_leader_slow_renewal_counts_from_when_it_was_sent() -> None:
     server = Server(FakeCluster())
     server.answer_seconds = 4
     leader = candidate(server, "a")

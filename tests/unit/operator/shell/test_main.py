@@ -44,26 +44,26 @@ async def die() -> None:
     raise OSError("watch died")
 
 
-async def test_run_all_part_that_dies_ends_all_with_its_error() -> None:
+async def test_run_tasks_failed_task_ends_all_with_its_error() -> None:
     ended: list[str] = []
     with pytest.raises(OSError, match="watch died"):
         await run_tasks({"a": forever(ended), "b": die()})
     assert ended == ["ended"]
 
 
-async def test_run_all_part_that_returns_is_an_error_with_its_name() -> None:
+async def test_run_tasks_task_that_returns_is_an_error_with_its_name() -> None:
     with pytest.raises(TaskExitedError, match="resync"):
         await run_tasks({"a": forever(), "resync": asyncio.sleep(0)})
 
 
-async def test_until_stop_cancels_the_part() -> None:
+async def test_run_until_stopped_cancels_on_stop() -> None:
     stop, ended = asyncio.Event(), list[str]()
     asyncio.get_running_loop().call_later(0.01, stop.set)
     await run_until_stopped(stop, forever(ended))
     assert ended == ["ended"]
 
 
-async def test_until_part_that_dies_raises() -> None:
+async def test_run_until_stopped_raises_the_error_of_the_task() -> None:
     with pytest.raises(OSError, match="watch died"):
         await run_until_stopped(asyncio.Event(), die())
 
@@ -89,7 +89,7 @@ def _usual_garbage_collection() -> Iterator[None]:
     gc.set_threshold(*before)
 
 
-def test_garbage_collection_is_rare_and_leaves_modules_alone() -> None:
+def test_garbage_collection_is_rare_and_excludes_modules() -> None:
     tune_garbage_collection()
     assert gc.get_threshold() == GC_THRESHOLDS
     assert gc.get_freeze_count() > 10_000
@@ -106,7 +106,7 @@ def build_on(cluster: FakeCluster, liveness: Liveness) -> Operator:
     return build(Settings(trainer_image="x"), cast(Cluster, cluster), Metrics(), liveness)
 
 
-async def test_watches_are_not_expected_to_be_alive_while_the_server_is_unreachable() -> None:
+async def test_watches_are_not_registered_while_the_server_is_unreachable() -> None:
     clock, cluster = Clock(), FakeCluster()
     liveness = Liveness(clock)
     for nth in range(1, 5):

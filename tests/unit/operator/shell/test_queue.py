@@ -60,7 +60,7 @@ async def order(queue: WorkQueue[str]) -> list[str]:
 
 
 @in_virtual_time
-async def test_queue_of_many_events_about_one_key_works_once() -> None:
+async def test_queue_many_adds_of_one_key_are_processed_once() -> None:
     queue = new_queue()
     queue.add("a")
     await elapse(2)
@@ -73,7 +73,7 @@ async def test_queue_of_many_events_about_one_key_works_once() -> None:
 
 
 @in_virtual_time
-async def test_queue_takes_urgent_keys_first_and_keeps_their_waiting_time() -> None:
+async def test_queue_urgent_keys_come_first_and_keep_their_waiting_time() -> None:
     queue = new_queue()
     for key in ("a", "b", "c"):
         queue.add(key)
@@ -182,7 +182,7 @@ async def test_queue_key_added_while_in_work_runs_again_and_never_twice_concurre
 
 
 @in_virtual_time
-async def test_queue_key_made_urgent_while_in_work_overtakes_when_it_comes_back() -> None:
+async def test_queue_key_made_urgent_while_in_work_comes_first_afterwards() -> None:
     queue = new_queue()
 
     async def work(key: str, _: float) -> None:
@@ -450,7 +450,7 @@ actions = st.lists(
 def test_queue_every_key_is_processed_after_its_latest_event_and_never_twice_concurrently(
     steps: list[tuple[str, Priority | str, float]], workers: int, failures: int
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         queue = new_queue()
         in_work: set[str] = set()
         started: dict[str, float] = {}
@@ -490,13 +490,13 @@ def test_queue_every_key_is_processed_after_its_latest_event_and_never_twice_con
         assert all(started[key] >= time for key, time in latest.items())
         await virtual_time.stop(task)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from(Priority)), max_size=40))
 def test_queue_order_follows_priority_then_arrival(adds: list[tuple[int, Priority]]) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         queue = new_queue()
         best: dict[str, Priority] = {}
         for number, priority in adds:
@@ -515,4 +515,4 @@ def test_queue_order_follows_priority_then_arrival(adds: list[tuple[int, Priorit
         rest = "".join(str(best[key].value) for key in got[stops:])
         assert not re.search("1111.*2", rest)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())

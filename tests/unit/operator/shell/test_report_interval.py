@@ -53,7 +53,7 @@ def interval(jobs: int, size_bytes: int, before: int | None = None) -> int | Non
         (10**6, 8_000, 3600),
     ],
 )
-def test_report_interval_keeps_the_tighter_of_two_budgets(
+def test_report_interval_keeps_the_smaller_of_two_budgets(
     jobs: int, size_bytes: int, want: int | None
 ) -> None:
     assert interval(jobs, size_bytes) == want
@@ -74,13 +74,13 @@ def test_report_interval_keeps_the_tighter_of_two_budgets(
         (10, 3600, None),
     ],
 )
-def test_report_interval_is_shortened_with_room_to_spare_only(
+def test_report_interval_is_shortened_only_with_hysteresis(
     jobs: int, before: int, want: int | None
 ) -> None:
     assert interval(jobs, 8_000, before) == want
 
 
-def test_report_intervals_end_at_the_longest_that_the_api_allows() -> None:
+def test_report_intervals_end_at_the_maximum_of_the_api() -> None:
     assert INTERVALS_SECONDS[-1] == REPORT_PERIOD_MAX_SECONDS
     assert list(INTERVALS_SECONDS) == sorted(set(INTERVALS_SECONDS))
 
@@ -171,7 +171,7 @@ def job(name: str, phase: str = "", **status: object) -> dict[str, Any]:
 
 
 @in_virtual_time
-async def test_report_interval_counts_jobs_that_run_or_soon_will_and_tells_those_that_run() -> None:
+async def test_report_interval_counts_running_and_starting_jobs_and_tells_running_ones() -> None:
     trainers = Trainers(ReportBudget(4.5, 1e9))
     trainers.start(8)
     trainers.store.put_job(job("new"))
@@ -223,7 +223,7 @@ async def test_report_interval_that_shrinks_is_told_to_20_jobs_per_second() -> N
 
 
 @in_virtual_time
-async def test_report_interval_that_grows_little_by_little_costs_no_burst() -> None:
+async def test_report_interval_that_grows_gradually_costs_no_burst() -> None:
     trainers = Trainers(ReportBudget(10, 1e9))
     trainers.store.report_interval_seconds = 120
     trainers.start(1_220)  # 2 % above the budget
@@ -304,10 +304,10 @@ before = st.sampled_from([None, *INTERVALS_SECONDS[:8]])
 
 @settings(max_examples=25, deadline=None)
 @given(sizes, before, before)
-def test_report_interval_whatever_was_told_before_keeps_the_budgets_after_a_minute(
+def test_report_interval_from_any_told_intervals_keeps_the_budgets_after_a_minute(
     jobs: list[tuple[int, int]], first: int | None, then: int | None
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         trainers = Trainers(ReportBudget(6, 100_000))
         for interval in (first, then):
             trainers.store.report_interval_seconds = interval
@@ -321,7 +321,7 @@ def test_report_interval_whatever_was_told_before_keeps_the_budgets_after_a_minu
         assert set(trainers.intervals) == {trainers.interval}
         await trainers.stop()
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
 
 
 @in_virtual_time

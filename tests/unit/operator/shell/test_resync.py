@@ -91,7 +91,7 @@ def added(resync: Resync) -> dict[str, Priority]:
     return resync.queue.take()
 
 
-async def test_resync_enqueues_at_first_all_that_is_not_finished() -> None:
+async def test_resync_first_enqueues_all_unfinished_jobs() -> None:
     cluster = FakeCluster()
     for raw in (job("new"), job("cancelled", spec={"cancel": True}), finished("finished")):
         cluster.put(TRAINING_JOBS, raw)
@@ -158,7 +158,7 @@ async def test_resync_lists_only_the_watched_namespaces() -> None:
 
 
 @pytest.mark.parametrize("refusal", [Forbidden(403, "Forbidden", "no"), NotFound(404, "", "no")])
-async def test_resync_skips_a_namespace_it_may_not_read(refusal: ApiError) -> None:
+async def test_resync_skips_a_forbidden_namespace(refusal: ApiError) -> None:
     cluster = FakeCluster()
     for namespace in ("a", "b"):
         cluster.put(TRAINING_JOBS, job("j", namespace))
@@ -195,7 +195,7 @@ async def test_resync_that_fails_drops_nothing() -> None:
     assert JobKey("ns", "j") in resync.store.jobs
 
 
-async def test_resync_begins_again_when_the_continue_token_expires() -> None:
+async def test_resync_restarts_when_the_continue_token_expires() -> None:
     cluster = FakeCluster()
     for name in "abcde":
         cluster.put(TRAINING_JOBS, job(name))
@@ -211,7 +211,7 @@ async def test_resync_begins_again_when_the_continue_token_expires() -> None:
     assert len(resync.store.jobs) == 5
 
 
-async def test_resync_survives_an_object_that_it_cannot_read(
+async def test_resync_skips_an_unreadable_object(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cluster = FakeCluster()
@@ -243,7 +243,7 @@ class SlowCluster(FakeCluster):
             yield page
 
 
-async def test_resync_keeps_what_the_watch_said_during_the_list() -> None:
+async def test_resync_keeps_events_received_during_the_list() -> None:
     cluster = SlowCluster()
     resync = build(cluster)
     for name in ("kept", "cancelled", "deleted"):

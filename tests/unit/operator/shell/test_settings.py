@@ -186,7 +186,7 @@ names = st.sampled_from(list(Settings.model_fields))
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names, st.one_of(texts, st.dictionaries(texts, texts, max_size=3).map(json.dumps)))
-def test_settings_whatever_a_variable_holds_is_taken_or_described(name: str, value: str) -> None:
+def test_settings_any_value_is_accepted_or_described(name: str, value: str) -> None:
     try:
         read(**{name.upper(): value})
     except ValidationError as invalid:
@@ -203,9 +203,9 @@ def test_settings_whatever_a_variable_holds_is_taken_or_described(name: str, val
         max_size=4,
     )
 )
-def test_settings_labels_survive_their_way_through_json(labels: dict[str, Any]) -> None:
+def test_settings_labels_are_unchanged_by_json(labels: dict[str, Any]) -> None:
     assert read(TRAINER_POD_LABELS=json.dumps(labels)).trainer_pod_labels == labels
 
 
-def test_settings_every_field_says_what_it_does() -> None:
+def test_settings_every_field_has_a_docstring() -> None:
     assert all(field.description for field in Settings.model_fields.values())

@@ -43,7 +43,7 @@ def names_of(store: Store) -> list[tuple[str, bool]]:
     return [(view.name, view.gone) for view in store.pods_of(KEY)]
 
 
-def test_store_keeps_what_decisions_need_and_returns_it_in_the_latest_version(
+def test_store_returns_the_latest_version_of_what_decisions_need(
     store: Store,
 ) -> None:
     raw = job(7, status=recorded(progress=progress_raw()))
@@ -110,7 +110,7 @@ def test_known_job_being_deleted_is_not_settled() -> None:
     assert known_job(running, size_bytes=0, reported_at=0.0).is_stop_requested
 
 
-def test_store_report_age_counts_reports_not_our_own_writes(store: Store, clock: Clock) -> None:
+def test_store_report_age_ignores_own_writes(store: Store, clock: Clock) -> None:
     assert store.seconds_since_report(KEY) is None
     store.put_job(job(1, status=recorded(phase="Running")))
     clock.now = 10
@@ -124,14 +124,14 @@ def test_store_report_age_counts_reports_not_our_own_writes(store: Store, clock:
     assert store.progress_age_seconds() == 0, "it does not run"
 
 
-def test_store_late_events_of_an_earlier_job_change_nothing(store: Store) -> None:
+def test_store_late_events_of_previous_job_change_nothing(store: Store) -> None:
     store.put_job(job(5, uid="u2"))
     assert not store.put_job(job(3, uid="u1"))
     store.drop_job(KEY, "u1", 4)
     assert store.jobs[KEY].uid == "u2"
 
 
-def test_store_live_get_that_is_late_does_not_drop_the_successor(store: Store) -> None:
+def test_store_late_live_get_keeps_the_successor(store: Store) -> None:
     before = store.jobs.get(KEY)
     store.put_job(job(5, uid="u2"))
     store.put_live_job(KEY, None, before)
@@ -162,7 +162,7 @@ def test_store_body_of_a_settled_job_that_was_read_live_is_kept_until_the_next_l
     assert (store.job_raw(KEY), store.jobs[KEY].is_settled) == (None, True)
 
 
-def test_store_list_finds_alive_what_was_thought_deleted(store: Store) -> None:
+def test_store_list_restores_a_job_that_seemed_deleted(store: Store) -> None:
     store.put_job(job(5))
     store.drop_job(KEY, UID)
     assert store.is_deleted(UID)
@@ -248,14 +248,14 @@ def test_store_remembers_the_latest_of_two_deleted_pods_of_one_name(store: Store
     assert [view.uid for view in store.pods_of(KEY)] == ["second"]
 
 
-def test_store_live_pod_that_nothing_depends_on_is_not_kept(store: Store) -> None:
+def test_store_live_finished_pod_of_settled_job_is_not_kept(store: Store) -> None:
     store.put_job(job(1, status=FINISHED))
     store.put_pod(pod_raw())
     store.put_live_pod(KEY, "fx-1-0", at(2, ended_pod(0)), store.pod(KEY, "fx-1-0"))
     assert names_of(store) == []
 
 
-def test_store_finished_pod_of_a_settled_job_is_never_news(store: Store) -> None:
+def test_store_finished_pod_of_settled_job_is_ignored(store: Store) -> None:
     listed = [job(1, status=FINISHED)], [ended_pod(0)]
     assert store.replace(*listed) == set()
     assert store.replace(*listed) == set()
@@ -277,7 +277,7 @@ def test_store_deleted_job_takes_its_finished_pods_along(store: Store) -> None:
     assert names_of(store) == [("fx-2-0", False)]
 
 
-def test_store_forgotten_namespace_is_new_when_it_is_heard_of_again(store: Store) -> None:
+def test_store_forgotten_namespace_is_new_at_its_next_event(store: Store) -> None:
     store.put_job(job(1))
     store.put_pod(pod_raw())
     store.forget_namespace("other")

@@ -94,7 +94,7 @@ def shell() -> Shell:
     return Shell()
 
 
-def test_filter_drops_mere_progress_and_keeps_its_value(shell: Shell) -> None:
+def test_filter_progress_is_stored_and_not_enqueued(shell: Shell) -> None:
     shell.filter.filter_lines([line("ADDED", job(1))])
     lines = [
         line("MODIFIED", job(2, checkpoint=CHECKPOINT)),
@@ -145,7 +145,7 @@ def test_filter_enqueues_the_first_report_after_a_long_silence(shell: Shell) -> 
     assert not shell.enqueues(line("MODIFIED", {**job(4), "status": report}))
 
 
-def test_filter_drops_the_echo_of_our_own_writes(shell: Shell) -> None:
+def test_filter_drops_the_echo_of_own_writes(shell: Shell) -> None:
     shell.filter.filter_lines([line("ADDED", job(1))])
     ours = {**job(3), "status": {"phase": "Succeeded"}}
     shell.store.put_own_write(ours)
@@ -161,9 +161,9 @@ def test_filter_counts_the_bytes_of_the_object_as_the_server_stores_it(shell: Sh
     assert shell.store.jobs[KEY].size_bytes == len(text)
 
 
-def test_filter_enqueues_of_a_pod_only_what_decisions_see(shell: Shell) -> None:
+def test_filter_enqueues_pod_changes_only_if_decisions_depend_on_them(shell: Shell) -> None:
     shell.store.put_job({**job(1), "metadata": {**job(1, uid=UID)["metadata"], "name": "fx"}})
-    story = (
+    scenario = (
         ("ADDED", pod_raw(node=None), True),
         ("MODIFIED", pod_raw(), False),  # bound to a node
         ("MODIFIED", waiting_pod("ContainerCreating", ""), False),
@@ -173,8 +173,8 @@ def test_filter_enqueues_of_a_pod_only_what_decisions_see(shell: Shell) -> None:
         ("MODIFIED", running_pod(deleting=20), True),
         ("DELETED", running_pod(deleting=20), True),
     )
-    lines = [pod_line(kind, pod, n + 1) for n, (kind, pod, _) in enumerate(story)]
-    assert [shell.enqueues(text) for text in lines] == [enqueues for *_, enqueues in story]
+    lines = [pod_line(kind, pod, n + 1) for n, (kind, pod, _) in enumerate(scenario)]
+    assert [shell.enqueues(text) for text in lines] == [enqueues for *_, enqueues in scenario]
 
 
 def test_filter_measures_how_long_each_event_took_since_it_was_received(shell: Shell) -> None:
@@ -183,7 +183,7 @@ def test_filter_measures_how_long_each_event_took_since_it_was_received(shell: S
     assert count == 2
 
 
-def test_filter_survives_what_it_cannot_read(shell: Shell) -> None:
+def test_filter_skips_unreadable_events(shell: Shell) -> None:
     broken = {"kind": "Pod", "metadata": {"uid": "p", "resourceVersion": "1"}}
     assert not shell.enqueues(line("MODIFIED", broken))
     assert shell.enqueues(line("ADDED", job(2)))
@@ -200,7 +200,7 @@ def test_filter_passes_bookmarks_and_errors_in_order(shell: Shell) -> None:
     assert shell.filter.filter_lines([]) == []
 
 
-def test_progress_age_is_by_our_clock(shell: Shell) -> None:
+def test_progress_age_has_the_operators_clock(shell: Shell) -> None:
     shell.filter.filter_lines([line("ADDED", job(1))])
     shell.clock.now = 7.0
     assert shell.store.progress_age_seconds() == 7.0
@@ -315,7 +315,7 @@ async def test_session_forbidden_collection_is_an_empty_list_and_a_watch_that_wa
     assert len(warnings) == 1
 
 
-async def test_session_leaves_discovery_alone(shell: Shell) -> None:
+async def test_session_passes_discovery_unchanged(shell: Shell) -> None:
     async with Api([], refusals=1).client([]) as cluster:
         session = WatchSession(shell.filter, Watches(lambda _: None))
         async with (

@@ -1,4 +1,4 @@
-"""A namespace with data, in which end-to-end tests run TrainingJobs as a user would."""
+"""Namespace with market data, in which end-to-end tests run TrainingJobs as a user would."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from demo.claims import FilesPod
-from demo.place import DATA_CLAIM, MODELS_CLAIM, Place
+from demo.demo_environment import DATA_CLAIM, MODELS_CLAIM, DemoEnvironment
 from kube import MERGE_PATCH, Kube, Raw, training_job
 
 RESOURCE = "trainingjobs.ktrdr.io"
@@ -22,7 +22,7 @@ LONG = 60_000
 """Epochs of a run that must not end by itself: minutes, on any machine."""
 
 QUICK = ("--set=operator.imagePullGraceSeconds=3", "--set=operator.retryBackoff.baseSeconds=1")
-"""A production operator is more patient than a test should be."""
+"""Shorter times than in production, so that tests need not wait."""
 
 
 def strategy(**training: Any) -> str:
@@ -33,13 +33,13 @@ def strategy(**training: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """One namespace of the cluster, with market data and a place for models."""
+class JobNamespace:
+    """One namespace of the cluster, with claims for market data and for models."""
 
-    place: Place
+    demo_environment: DemoEnvironment
     kube: Kube
     files: FilesPod
-    """Has the claims mounted at /data and /output, and the trainer's program."""
+    """Pod with the claims mounted at /data and /output, and the trainer's program."""
 
     def job(self, name: str, text: str, **spec: Any) -> Raw:
         """A TrainingJob over the test data; `spec` adds fields, or replaces them whole."""
@@ -65,17 +65,17 @@ class Workbench:
 
     def cancel(self, name: str) -> None:
         """The documented one-line cancel."""
-        wish = '{"spec":{"cancel":true}}'
-        self.kube.run("patch", RESOURCE, name, MERGE_PATCH, "-p", wish)
+        patch = '{"spec":{"cancel":true}}'
+        self.kube.run("patch", RESOURCE, name, MERGE_PATCH, "-p", patch)
 
     def finished(self, name: str, seconds: float = 180) -> Raw:
-        """Wait for the end, whatever it is, and return the status."""
+        """Wait until the job has finished, with any outcome, and return the status."""
         wait = ("wait", "--for=condition=Finished", f"{RESOURCE}/{name}")
         try:
             self.kube.run(*wait, f"--timeout={seconds}s")
         except Exception as error:
             status = json.dumps(self.status(name), indent=1)
-            raise AssertionError(f"{name} has no end: {status}\n{self.logs(name)}") from error
+            raise AssertionError(f"{name} has not finished: {status}\n{self.logs(name)}") from error
         return self.status(name)
 
     def until(self, name: str, reached: Callable[[Raw], Any], seconds: float = 60) -> Raw:
@@ -122,7 +122,7 @@ class Workbench:
         return "".join(texts)
 
     def events(self, name: str) -> str:
-        """The story as `kubectl events` tells it."""
+        """Events of the job, as `kubectl events` prints them."""
         return self.kube.run("events", f"--for={RESOURCE}/{name}")
 
     def model_digest(self, name: str) -> str:
@@ -131,12 +131,12 @@ class Workbench:
         return self.files.run("sha256sum", f"/output/{path}/model.safetensors").split()[0]
 
     def remove(self, name: str) -> None:
-        """Delete a job and wait until nothing of it is left."""
+        """Delete a job and wait until its children no longer exist."""
         self.kube.run("delete", RESOURCE, name, "--ignore-not-found")
         self.nothing_left(name)
 
     def nothing_left(self, name: str, seconds: int = 60) -> None:
-        """Wait until the job has no child any more."""
+        """Wait until the job has no children."""
         selector = f"-lktrdr.io/job={name}"
         if self.kube.run("get", CHILD_KINDS, selector, "-oname"):
             self.kube.run("wait", "--for=delete", CHILD_KINDS, selector, f"--timeout={seconds}s")
@@ -154,5 +154,5 @@ def conditions(status: Raw) -> dict[str, str]:
 
 
 def true_conditions(status: Raw) -> set[str]:
-    """The condition types that hold."""
+    """The condition types that are True."""
     return {kind for kind, value in conditions(status).items() if value == "True"}

@@ -1,7 +1,8 @@
-"""A small world for the engine: an API server in memory, a kubelet, a user, and operators that die.
+"""Simulated cluster for tests of the engine: API server in memory, kubelet, user and operators.
 
-Everything that moves is a function of the script and of the steps taken, so that every history can
-be replayed. The kubelet plays the trainer too: what each attempt does stands in `World.script`.
+Everything that happens is a function of the script and of the steps taken, so that every history
+can be replayed. The kubelet also acts as the trainer: `SimulatedCluster.script` says what each
+attempt does.
 """
 
 import asyncio
@@ -23,8 +24,8 @@ from engine_builders import (
     NOW,
     Raw,
     job_raw,
-    last_word,
     progress,
+    termination_message,
 )
 from ktrdr_api import names
 from ktrdr_api.conditions import TERMINAL
@@ -47,18 +48,18 @@ VERSION_STEP = 100
 
 
 class SigKill(BaseException):
-    """The operator process is no more."""
+    """The operator process was killed."""
 
 
 @dataclass
-class Wire:
-    """An operator's way to the API server: counts calls, and cuts the process off at one of them.
+class FaultyClient:
+    """Client of one operator: counts calls, and kills the process at one of them.
 
-    Also the part of the server that FakeCluster leaves out: the CRD's rules about what may not be
-    taken back. After every pod that is created, the world checks its invariants.
+    It also enforces what FakeCluster leaves out: the CRD's rules about fields that must not revert.
+    After each create of a pod the invariants of the simulation are checked.
     """
 
-    world: "World"
+    simulation: "SimulatedCluster"
     kill_at: int = 0
     """Number of the call, from 1, at which the process dies; 0 is never."""
     after_effect: bool = False
@@ -94,25 +95,25 @@ class Wire:
 
     async def _serve(self, method: str, resource: Resource, *args: Any, **kwargs: Any) -> Any:
         if method == "apply":
-            self.world.obey_rules(*args)
+            self.simulation.obey_rules(*args)
         try:
-            return await getattr(self.world.cluster, method)(resource, *args, **kwargs)
+            return await getattr(self.simulation.cluster, method)(resource, *args, **kwargs)
         finally:  # an error may hide that it was created
             if (method, resource) == ("create", PODS):
-                self.world.check()
+                self.simulation.check()
 
 
 class Operator:
-    """One operator process: an empty store, and a reconciler that speaks through a wire."""
+    """One operator process: an empty store, and a reconciler with its own client."""
 
-    def __init__(self, world: "World", wire: Wire | None = None) -> None:
-        self.world = world
-        self.wire = wire or Wire(world)
-        self.store = Store(clock=world.monotonic)
-        self.queue = WorkQueue[JobKey](clock=world.monotonic, random=Random(0))  # noqa: S311 - repeatable
+    def __init__(self, simulation: "SimulatedCluster", client: FaultyClient | None = None) -> None:
+        self.simulation = simulation
+        self.client = client or FaultyClient(simulation)
+        self.store = Store(clock=simulation.monotonic)
+        self.queue = WorkQueue[JobKey](clock=simulation.monotonic, random=Random(0))  # noqa: S311 - repeatable
         metrics = Metrics()
-        server = cast(ClusterApi, self.wire)
-        self.events = EventRecorder(server, metrics, world.now)
+        server = cast(ClusterApi, self.client)
+        self.events = EventRecorder(server, metrics, simulation.now)
         self.reconciler = Reconciler(
             server,
             self.store,
@@ -121,12 +122,12 @@ class Operator:
             defaults=DEFAULTS,
             metrics=metrics,
             events=self.events,
-            clocks=Clocks(world.now, world.monotonic),
+            clocks=Clocks(simulation.now, simulation.monotonic),
         )
 
     def relist(self) -> None:
         """List everything, pods by their label, as the resync does."""
-        cluster = self.world.cluster
+        cluster = self.simulation.cluster
         pods = [
             pod
             for pod in cluster.read_all(PODS)
@@ -135,7 +136,7 @@ class Operator:
         self.store.replace(cluster.read_all(TRAINING_JOBS), pods)
 
     async def observe(self, key: JobKey = KEY) -> Snapshot:
-        """What a decision would depend on now."""
+        """Snapshot that a decision depends on now."""
         return await self.reconciler.observer.observe(key)
 
     async def work(self, key: JobKey = KEY) -> None:
@@ -153,12 +154,12 @@ class Backup(NamedTuple):
 
 
 @dataclass
-class World:
-    """One namespace and everybody who acts in it."""
+class SimulatedCluster:
+    """One namespace, with its user, kubelet and garbage collector."""
 
     script: dict[int, str] = field(default_factory=dict)
-    """What the trainer of an attempt does: succeed (default), stay, fail, oom, bad, vanish, reject,
-    disrupt."""
+    """Behaviour of the trainer of an attempt: succeed (default), stay, fail, oom, bad, vanish,
+    reject, disrupt."""
     cluster: FakeCluster = field(init=False)
     turns: int = 0
     """Steps the kubelet has taken."""
@@ -198,16 +199,16 @@ class World:
         self._put(TRAINING_JOBS, raw)
 
     def act_as_user(self) -> None:
-        """Do what is due at this turn."""
+        """Cancel if this is the turn for it."""
         if self.turns == self.cancel_at:
             self.cancel()
 
     def delete_job(self) -> None:
-        """Delete the TrainingJob; the garbage collector stays away."""
+        """Delete the TrainingJob; the garbage collector does not act."""
         self.cluster.remove(TRAINING_JOBS, NAMESPACE, JOB)
 
     def kill_pods(self) -> None:
-        """Delete by force whatever may run."""
+        """Delete by force all pods that may run."""
         for name in self.alive():
             self.cluster.remove(PODS, NAMESPACE, name)
 
@@ -269,7 +270,7 @@ class World:
         return [p for p in self.cluster.read_all(PODS) if p["metadata"].get("ownerReferences")]
 
     def check(self) -> None:
-        """What must hold whenever there is one more pod."""
+        """Check the invariants: at most one running pod, attempts in order."""
         alive: set[str] = set()
         for pod in self.pods():
             uid, attempt = owner_of(pod), attempt_of(pod)
@@ -300,7 +301,7 @@ class World:
         self._now += timedelta(seconds=seconds)
 
     def step(self) -> None:
-        """The kubelet does one thing with every pod, and time passes."""
+        """Let the kubelet do one thing with every pod, and time pass."""
         self.turns += 1
         for pod in self.pods():
             self._step_pod(pod)
@@ -334,7 +335,7 @@ class World:
                 self._put(TRAINING_JOBS, raw)
                 return
             if raw["spec"].get("cancel"):
-                word = last_word(
+                word = termination_message(
                     Outcome.CANCELLED,
                     jobUid=uid,
                     attempt=attempt,
@@ -349,12 +350,14 @@ class World:
     def _act(self, pod: Raw, act: str, uid: str, attempt: int) -> None:
         match act:
             case "succeed":
-                word = last_word(jobUid=uid, attempt=attempt, epochsCompleted=50, artifact=MODEL)
+                word = termination_message(
+                    jobUid=uid, attempt=attempt, epochsCompleted=50, artifact=MODEL
+                )
                 self._end(pod, 0, word)
             case "fail":
                 self._end(pod, 1, "ValueError: x")
             case "bad":
-                word = last_word(
+                word = termination_message(
                     Outcome.FAILED, jobUid=uid, attempt=attempt, reason="InvalidStrategy"
                 )
                 self._end(pod, 2, word)
@@ -389,7 +392,7 @@ class World:
         self.cluster.put(resource, raw)
 
     def end(self) -> tuple[Any, ...]:
-        """How it ended: what must be the same whatever happened on the way."""
+        """Outcome: the part of the state that must not depend on the history."""
         status = self.status()
         failure = status.get("failure", {})
         return (
@@ -420,20 +423,20 @@ def attempt_of(pod: Raw) -> int:
     return int(pod["metadata"]["name"].split("-")[-2])
 
 
-async def live(world: World, *operators: Operator) -> None:
+async def run_to_end(simulation: SimulatedCluster, *operators: Operator) -> None:
     """Let the operators and the kubelet take turns until the job has ended."""
     for _ in range(MAX_ROUNDS):
-        world.act_as_user()
+        simulation.act_as_user()
         for operator in operators:
             operator.relist()
         await asyncio.gather(*(operator.work() for operator in operators))
-        if world.is_finished() and not world.alive():
+        if simulation.is_finished() and not simulation.alive():
             return
-        world.step()
-    raise AssertionError(f"not finished: {world.status()}")
+        simulation.step()
+    raise AssertionError(f"not finished: {simulation.status()}")
 
 
 async def yield_often(random: Random) -> None:
-    """Let others run a few times."""
+    """Yield to other tasks a few times."""
     for _ in range(random.randrange(4)):
         await asyncio.sleep(0)

