@@ -82,6 +82,16 @@ def test_operator_policy_objects_of_a_job_are_accepted(namespace: Kube) -> None:
             [{"name": "first", "image": "x", "securityContext": {"privileged": True}}],
             "privileged containers; found first",
         ),
+        (
+            "spec.containers.0.securityContext",
+            {"capabilities": {"add": ["NET_ADMIN", "SYS_ADMIN"]}},
+            "except NET_ADMIN, NET_BIND_SERVICE and NET_RAW; found trainer",
+        ),
+        (
+            "spec.initContainers",
+            [{"name": "a", "image": "x", "securityContext": {"capabilities": {"add": ["ALL"]}}}],
+            "except NET_ADMIN, NET_BIND_SERVICE and NET_RAW; found a",
+        ),
         ("spec.hostNetwork", True, "namespaces of the host; found hostNetwork"),
         ("spec.hostPID", True, "namespaces of the host; found hostPID"),
         ("spec.hostIPC", True, "namespaces of the host; found hostIPC"),
