@@ -71,7 +71,7 @@ def _seconds_since_report(policy_input: PolicyInput, pod: PodView) -> float:
 
 def _silent_message(pod: PodView, limit: float) -> str:
     return (
-        f'No progress report from pod "{pod.name}" for more than {limit:.0f} s; the trainer hangs '
-        f"or cannot reach the API server: see kubectl logs {pod.name}, and set spec.cancel or "
-        "delete the pod to stop it"
+        f'No progress report from pod "{pod.name}" for more than {limit:.0f} s; its trainer is in '
+        f"a long step, hangs, or cannot reach the API server: see kubectl logs {pod.name}; to stop "
+        "it set spec.cancel, to restart it delete the pod"
     )

@@ -9,7 +9,13 @@ from engine_builders import NAMESPACE, Raw, pod_raw, running_pod, waiting_pod
 from ktrdr_api.training_job import TrainingJobStatus
 from ktrdr_client.cluster import EVENTS, PODS, ApiError, Forbidden, Unreachable
 from ktrdr_client.testing import FakeCluster, Request
-from ktrdr_operator.pod_events import MAX_REMEMBERED, PodEventReader, latest_reason
+from ktrdr_operator.pod_events import (
+    MAX_REMEMBERED,
+    READS_AT_ONCE,
+    READS_PER_SECOND,
+    PodEventReader,
+    latest_reason,
+)
 from ktrdr_operator.snapshot import WaitReason
 from ktrdr_operator.views import view_pod
 from simulated_cluster import Operator, SimulatedCluster
@@ -184,12 +190,14 @@ async def test_pod_events_error_keeps_the_known_reason(error: ApiError) -> None:
 
 
 async def test_pod_events_remembers_a_bounded_number_of_pods() -> None:
-    events, cluster, _ = reader()
+    events, cluster, clock = reader()
     for number in range(MAX_REMEMBERED + 1):
+        clock.seconds += 1 / READS_PER_SECOND
         await events.wait_reason(NAMESPACE, replace(POD, uid=f"pod-{number}"))
     before = len(cluster.requests)
     await events.wait_reason(NAMESPACE, replace(POD, uid=f"pod-{MAX_REMEMBERED}"))
     assert len(cluster.requests) == before
+    clock.seconds += 1 / READS_PER_SECOND
     await events.wait_reason(NAMESPACE, replace(POD, uid="pod-0"))
     assert len(cluster.requests) == before + 1
 
@@ -248,3 +256,16 @@ async def test_observe_lists_no_events_of_finished_job() -> None:
     assert snapshot.job is not None
     assert isinstance(snapshot.job.status, TrainingJobStatus)
     assert LIST not in simulation.cluster.requests
+
+
+async def test_pod_events_of_a_thousand_pods_cost_a_bounded_number_of_lists() -> None:
+    cluster, now = FakeCluster(), 0.0
+    reader = PodEventReader(cluster, lambda: now)
+    pods = [replace(POD, uid=f"pod-{number}") for number in range(1000)]
+    for pod in pods:
+        await reader.wait_reason(NAMESPACE, pod)
+    assert len(cluster.requests) == READS_AT_ONCE
+    now = 60.0
+    for pod in pods:
+        await reader.wait_reason(NAMESPACE, pod)
+    assert len(cluster.requests) == 2 * READS_AT_ONCE
