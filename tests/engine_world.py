@@ -95,6 +95,8 @@ class Wire:
     async def _serve(self, method: str, resource: Resource, *args: Any, **kwargs: Any) -> Any:
         if method == "apply":
             self.world.obey_rules(*args)
+        if (method, resource) == ("delete", PODS):
+            self.world.check_deletion(args[1], kwargs["uid"])
         try:
             return await getattr(self.world.cluster, method)(resource, *args, **kwargs)
         finally:  # an error may hide that it was created
@@ -277,6 +279,19 @@ class World:
             if is_alive(pod):
                 assert uid not in alive, f"two trainers of {uid}: {self.alive()}"
                 alive.add(uid)
+
+    def check_deletion(self, name: str, uid: str) -> None:
+        """The operator stops no trainer that has a reason to run."""
+        job = self.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
+        pod = self.cluster.read(PODS, NAMESPACE, name)
+        if job is None or pod is None or pod["metadata"]["uid"] != uid or not is_alive(pod):
+            return
+        if owner_of(pod) != job["metadata"]["uid"] or "deletionTimestamp" in job["metadata"]:
+            return
+        is_over = job["spec"].get("cancel") or self.is_finished()
+        is_superseded = attempt_of(pod) < job["status"].get("attempt", 0)
+        states = [c["state"] for c in pod.get("status", {}).get("containerStatuses", [])]
+        assert is_over or is_superseded or any("terminated" in state for state in states), name
 
     def obey_rules(self, patch: Raw) -> None:
         """The CRD's transition rules, as `ktrdr_api.crd_rules` has them."""

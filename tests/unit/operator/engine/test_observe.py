@@ -63,6 +63,18 @@ async def test_observe_missing_pod_of_an_attempt_that_ran_is_asked_for() -> None
     assert world.status()["phase"] == "Running"
 
 
+async def test_observe_missing_pod_of_an_attempt_that_ran_without_a_report_is_asked_for() -> None:
+    world, _ = await running()
+    raw = world.job()
+    del raw["status"]["progress"]
+    world._put(TRAINING_JOBS, raw)
+    operator = Operator(world)
+    operator.store.put_job(world.job())
+    await operator.work()
+    assert trainers(world) == ["fx-1-0"]
+    assert asked(world, GET_POD) == 1
+
+
 async def test_observe_missing_pod_of_an_attempt_that_reported_is_asked_for() -> None:
     """Attempt 1 may run before it is on record: its report proves that it has started."""
     world = World({1: "stay"})
@@ -451,6 +463,20 @@ async def test_observe_strategy_is_read_only_for_an_attempt_that_may_start() -> 
     world.cluster.remove(PODS, NAMESPACE, "fx-1-0")
     operator.relist()
     assert (await operator.observe()).strategy is None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"cancel": True}, {"trainer": {"imagePullPolicy": "Sometimes"}}],
+    ids=["cancelled", "unreadable"],
+)
+async def test_observe_strategy_of_a_job_that_will_not_start_is_not_read(spec: Raw) -> None:
+    world = World()
+    world.submit(strategy={"configMapKeyRef": {"name": "strategies", "key": "fx.yaml"}}, **spec)
+    operator = Operator(world)
+    operator.relist()
+    assert (await operator.observe()).strategy is None
+    assert world.cluster.requests == []
 
 
 async def test_observe_strategy_is_not_read_during_a_backoff() -> None:
