@@ -12,7 +12,7 @@ CHECKED := operator trainer_image tests
 
 .PHONY: help bootstrap tools cluster-up cluster-down kubeconfig demo demo-down guide lint fmt types \
 	imports generate verify unit contract integration e2e test bench-loop bench-start bench-apply \
-	images constraints
+	bench-scale images constraints
 
 help: ## List the verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,8 +84,12 @@ bench-loop: bootstrap ## Trainer loop against a DataLoader loop; fails below its
 bench-start: bootstrap ## Start of the trainer to its first step against a bare import of torch
 	@PYTHONPATH=tests $(PYTHON) tests/bench/bench_start.py
 
-bench-apply: cluster-up ## 500 TrainingJobs against 500 bare pods on fake nodes; fails beyond its bars
-	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) $(PYTHON) tests/bench/bench_apply.py
+bench-apply: cluster-up ## 500 TrainingJobs beside 500 bare pods and 500 batch/v1 Jobs: time, CPU, writes
+	@KTRDR_TEST_KUBECONFIG=$$($(CLUSTER) kubeconfig) PYTHONPATH=tests \
+		$(PYTHON) tests/bench/bench_apply.py
+
+bench-scale: tools ## Operator with 2,500 and 10,000 TrainingJobs: start, memory, resync, reports
+	@PYTHONPATH=tests $(PYTHON) tests/bench/bench_scale.py
 
 images: bootstrap ## Build the operator's and the trainer's image (docker, else buildah)
 	@tests/cluster/images.sh operator build/images/operator.tar

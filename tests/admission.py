@@ -79,7 +79,7 @@ def owners(kube: Kube) -> list[Raw]:
 
 
 def pod(name: str = "job-1-0", owned_by: list[Raw] | None = None) -> Raw:
-    """A pod of the account ktrdr-trainer. It need not run: its name and UID are what counts."""
+    """A pod of the account ktrdr-trainer that is never scheduled: its name and UID are enough."""
     restricted = {
         "runAsNonRoot": True,
         "allowPrivilegeEscalation": False,
@@ -91,7 +91,11 @@ def pod(name: str = "job-1-0", owned_by: list[Raw] | None = None) -> Raw:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "ownerReferences": owned_by or []},
-        "spec": {"serviceAccountName": "ktrdr-trainer", "containers": [container]},
+        "spec": {
+            "serviceAccountName": "ktrdr-trainer",
+            "schedulingGates": [{"name": "example.com/never"}],
+            "containers": [container],
+        },
     }
 
 

@@ -77,4 +77,4 @@ def crd(cluster: Kube) -> Iterator[None]:
         )
     yield
     if not found:
-        cluster.run("delete", resource, "--wait=false")
+        cluster.run("delete", resource, "--timeout=60s")

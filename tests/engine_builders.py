@@ -210,6 +210,13 @@ def last_word(outcome: Outcome = Outcome.SUCCEEDED, **fields: Any) -> str:
     return RunResult.model_validate(body).model_dump_json(by_alias=True, exclude_none=True)
 
 
+def with_sidecar(pod: Raw, state: str = "running") -> Raw:
+    """The same pod beside a container that has not ended."""
+    sidecar = {"name": "sidecar", "state": {state: {"startedAt": ago(100)}}}
+    pod["status"]["containerStatuses"].append(sidecar)
+    return pod
+
+
 MODEL = {"path": "models/fx_momentum/1h_v1", "digest": DIGEST, "sizeBytes": 4096}
 
 

@@ -127,9 +127,14 @@ class Operator:
         )
 
     def relist(self) -> None:
-        """List everything, as the resync does."""
+        """List everything, pods by their label, as the resync does."""
         cluster = self.world.cluster
-        self.store.replace(cluster.read_all(TRAINING_JOBS), cluster.read_all(PODS))
+        pods = [
+            pod
+            for pod in cluster.read_all(PODS)
+            if names.LABEL_JOB in pod["metadata"].get("labels", {})
+        ]
+        self.store.replace(cluster.read_all(TRAINING_JOBS), pods)
 
     async def observe(self, key: JobKey = KEY) -> Snapshot:
         """What a decision would depend on now."""

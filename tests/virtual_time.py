@@ -8,10 +8,12 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from functools import wraps
 from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+DAY_SECONDS = 86_400.0
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -25,6 +27,8 @@ class _JumpingSelector(selectors.SelectSelector):
             raise RuntimeError("deadlock: no task can run and no timer is set")
         if not ready and timeout:
             self.loop.now += timeout
+        if self.loop.now > DAY_SECONDS:
+            raise RuntimeError("a day has passed: the test waits for something that never happens")
         return ready
 
 
@@ -54,6 +58,16 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in virtual time."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Decorator of an asynchronous test: run it in virtual time."""
+
+    @wraps(test)
+    def run_test(*args: Any, **kwargs: Any) -> None:
+        run(test(*args, **kwargs))
+
+    return run_test
 
 
 def now() -> float:

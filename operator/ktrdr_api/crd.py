@@ -96,7 +96,7 @@ def _root() -> Json:
     _make_fields_atomic(spec, status)
     _add_rules(spec, rules_of_presence(_fields_that_may_be_absent(spec)))
     return {
-        "description": source["description"],
+        "description": _unwrapped(source["description"]),
         "type": "object",
         "required": source["required"],
         "properties": {
@@ -150,6 +150,8 @@ class _Translator:
         """
         flat = self._flatten(source)
         result: Json = {key: flat[key] for key in COPIED_KEYWORDS if key in flat}
+        if "description" in result:
+            result["description"] = _unwrapped(result["description"])
         if "x-kubernetes-int-or-string" in result:
             del result["type"]
         elif "type" not in result:
@@ -196,6 +198,11 @@ def _fold(branches: list[Json]) -> Json:
     if len(real) > 1 and not any("x-kubernetes-int-or-string" in branch for branch in real):
         raise ValueError(f"structural schemas have no unions, got: {branches}")
     return {key: value for branch in real for key, value in branch.items()}
+
+
+def _unwrapped(text: str) -> str:
+    """Join the lines of each paragraph: `kubectl explain` wraps texts itself."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _add_rules(node: Json, rules: list[Rule]) -> None:

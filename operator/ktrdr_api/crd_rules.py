@@ -71,7 +71,15 @@ def _rule(
     path: str | None = None,
     found: str | None = None,
 ) -> Rule:
-    """One validation rule; `found` is a CEL expression for the wrong part, added to the message."""
+    """Build a validation rule.
+
+    Args:
+        rule: CEL expression that is true for a valid value.
+        message: What is expected.
+        reason: Reason of the error: FieldValueInvalid or FieldValueForbidden.
+        path: Path of the field at fault, below the node.
+        found: CEL expression for the wrong part, which is added to the message.
+    """
     located = {} if path is None else {"fieldPath": path}
     if found is not None:
         literal = message.replace("'", "\\'")
@@ -92,7 +100,7 @@ _CANCEL_IS_ONE_WAY: Final = _rule(
 
 
 def _all_entries(condition: str, message: str, *, value: str = "string(self[k])") -> Rule:
-    """A rule about each entry of a map, with key `k`; the message ends with the first wrong one."""
+    """Build a rule about each entry of a map, with key `k`; the message names a wrong one."""
     wrong = f"self.map(k, !({condition}), k + ': ' + {value})[0]"
     return _rule(f"self.all(k, {condition})", message, found=wrong)
 
@@ -114,11 +122,13 @@ _SUBDOMAIN_WORDS: Final = (
     "must be a DNS subdomain: lower-case letters, digits, '-' and '.'; each part between dots"
     " begins and ends with a letter or digit"
 )
+_PATH_COMPONENT: Final = "[a-z0-9]+(([.]|__?|-+)[a-z0-9]+)*"
 _IMAGE: Final = (
-    "^([A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]+)?/)?"
-    "[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
+    r"^(([A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:]+\\])(:[0-9]+)?/)?"
+    f"{_PATH_COMPONENT}(/{_PATH_COMPONENT})*"
     "(:[A-Za-z0-9_][-.A-Za-z0-9_]{0,127})?(@[a-z0-9]+:[0-9a-f]{32,})?$"
 )
+"""As the kubelet parses it. Source: github.com/distribution/reference/reference.go."""
 
 _GPU_NAMES: Final = "[" + ", ".join(f"'{name}'" for name in names.GPU_RESOURCES) + "]"
 _IS_GPU: Final = f"(k in {_GPU_NAMES} || k.startsWith('{names.GPU_RESOURCE_PREFIX}'))"

@@ -32,11 +32,6 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 
-QUEUE_NAME_LABEL: Final = "kueue.x-k8s.io/queue-name"
-PRIORITY_CLASS_LABEL: Final = "kueue.x-k8s.io/priority-class"
-PARENT_LABELS_COPIED: Final = (QUEUE_NAME_LABEL, PRIORITY_CLASS_LABEL)
-"""The only labels of a TrainingJob that its pods inherit (Kueue's plain-pod integration)."""
-
 TRAINER_CONTAINER: Final = "trainer"
 TRAINER_UID: Final = 10001
 TRAINER_COMMAND: Final = ("python", "-m", "ktrdr_trainer")

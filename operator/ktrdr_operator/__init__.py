@@ -1,4 +1,5 @@
-"""The control plane: turns TrainingJobs into pods and keeps their status true.
+"""The control plane: runs TrainingJobs as pods and keeps their status up to date.
 
-Start in `handlers` (which event), then `observe`, `decide`, `policies`, `apply`. No torch here.
+Read `reconcile` first, then `observe`, `decide`, `policies` and `apply`; how events get there is in
+`watch_session`, `watch_filter` and `intake`. No torch here.
 """

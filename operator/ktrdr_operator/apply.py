@@ -26,8 +26,8 @@ class Applier:
     clock: Callable[[], float]
     """Monotonic seconds."""
 
-    async def apply(self, namespace: str, job: JobView | None, plan: Plan) -> None:
-        """Carry out one plan, except for its start and its expiry.
+    async def apply_status(self, namespace: str, job: JobView | None, plan: Plan) -> None:
+        """Write the status of a plan.
 
         Pods are deleted even if the status cannot be written, unless it was decided on an old
         state: a status that the server refuses must not keep pods alive.
@@ -41,11 +41,15 @@ class Applier:
         except (Conflict, NotFound):
             raise
         except ApiError:
-            await self._delete_pods(namespace, plan)
+            await self.delete_pods(namespace, plan)
             raise
-        await self._delete_pods(namespace, plan)
 
-    async def _delete_pods(self, namespace: str, plan: Plan) -> None:
+    async def delete_pods(self, namespace: str, plan: Plan) -> None:
+        """Delete the pods that a plan names.
+
+        Raises:
+            ApiError: The API server refused or did not answer; observing again is safe.
+        """
         if plan.deletions:
             await self.pods.stop(namespace, plan.deletions)
 
@@ -60,16 +64,19 @@ class Applier:
         pod = await self.pods.start_attempt(job, start, note)
         self.store.put_created_pod(JobKey(job.namespace, job.name), pod)
 
-    async def expire(self, job: JobView) -> None:
-        """Delete a TrainingJob whose time to live is over, unless it has changed meanwhile.
+    async def expire(self, job: JobView) -> bool:
+        """Delete a TrainingJob whose time to live is over.
+
+        Returns:
+            False when it has changed since it was observed, for example its time to live, or does
+            not exist any more: observe again.
 
         Raises:
-            Conflict: It has changed; observing again is safe.
             ApiError: The API server refused or did not answer.
         """
-        version = self.store.jobs[JobKey(job.namespace, job.name)].version
-        await self.cluster.delete(
-            TRAINING_JOBS, job.namespace, job.name, uid=job.uid, resource_version=str(version)
+        version = job.resource_version
+        return await self.cluster.delete(
+            TRAINING_JOBS, job.namespace, job.name, uid=job.uid, resource_version=version
         )
 
     async def write_status(self, job: JobView, plan: Plan) -> bool:

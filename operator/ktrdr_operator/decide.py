@@ -98,8 +98,8 @@ def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime)
     )
     if is_true(status, C.FINISHED):
         status = status.model_copy(update={"progress": _final_progress(status)})
-        requeue = 0.0  # for its time to live, and for a pod that lingers
-    elif any(pod.lingers for pod in snapshot.pods):
+        requeue = None if job.spec.ttl_seconds_after_finished is None else 0.0
+    if any(pod.lingers for pod in snapshot.pods):
         requeue = min(LINGER_SECONDS, requeue if requeue is not None else LINGER_SECONDS)
     if snapshot.status_refused:
         status = _minimal_status(status, snapshot.status_refused)
@@ -125,15 +125,18 @@ def _finished(
     if now < due:
         return replace(plan, requeue_seconds=(due - now).total_seconds())
     status = job.status
+    if plan.status != status:
+        return replace(plan, requeue_seconds=0.0)  # the deletion names the version decided on
     words = f"ttlSecondsAfterFinished ({ttl} s) is over, deleting; {status.phase}: {status.message}"
     event = PlannedEvent("Normal", Reason.EXPIRED.value, words)
     return replace(plan, expire=True, events=(event,))
 
 
 def _finish_time(job: JobView) -> datetime:
-    """Completion, or when the condition became True: the receipt of a cancel may name no time."""
-    if job.status.completion_time is not None:
-        return parse_timestamp(job.status.completion_time)
+    """When condition Finished became True: by our clock, as `now` is.
+
+    `completionTime` may be the time of a node, whose clock may be hours off.
+    """
     condition = next(c for c in job.status.conditions if c.type == C.FINISHED)
     return parse_timestamp(condition.last_transition_time)
 

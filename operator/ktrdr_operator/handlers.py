@@ -1,9 +1,9 @@
-"""kopf shell: what kopf is asked to watch, with which settings, and how it is started and ended.
+"""kopf handlers and settings: the resources that kopf watches, and how it is started and stopped.
 
 Only raw events are handled: create, update and delete handlers, daemons and timers would write
 finalizers and annotations on the user's object. kopf opens a watch for each resource that has a
-handler, reconnects it and begins anew when its place is lost; the events themselves are taken by
-`watch_filter` before kopf sees them. `__main__` starts `run_kopf`.
+handler, reconnects it, and lists again when the watch's version is too old. `watch_filter` takes
+the events before kopf sees them. `__main__` starts `run_kopf`.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from ktrdr_operator.intake import Intake
 from ktrdr_operator.watch_session import WatchSession
 
 Registry = kopf.OperatorRegistry
-"""All handlers that kopf is to call."""
+"""All handlers that kopf calls."""
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """Event handlers of TrainingJobs and of their pods, for an event that reaches kopf."""
+    """Event handlers of TrainingJobs and pods, for events that `watch_filter` does not take."""
 
     intake: Intake
 
@@ -38,12 +38,12 @@ class Handlers:
 
 
 def registry(intake: Intake, cluster: Cluster, session: WatchSession) -> Registry:
-    """Build all that kopf is asked to do.
+    """Build the registry of kopf's handlers.
 
     Args:
-        intake: takes the events.
+        intake: receives the events.
         cluster: the API server that kopf watches.
-        session: sees kopf's requests and their answers.
+        session: middleware of kopf's requests and their answers.
     """
     table, handlers = kopf.OperatorRegistry(), Handlers(intake)
 
@@ -58,11 +58,11 @@ def registry(intake: Intake, cluster: Cluster, session: WatchSession) -> Registr
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """Build kopf's settings: it must not write, scan or wait without a limit."""
+    """Build kopf's settings: kopf must not write, scan, or wait without a limit."""
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True  # no rights on namespaces and CRDs needed
-    settings.posting.enabled = False  # `events` posts ours
-    settings.peering.standalone = True  # `leader` elects
+    settings.posting.enabled = False  # `events` posts Kubernetes Events
+    settings.peering.standalone = True  # `leader` does the leader election
     settings.watching.chunk_size = 1  # `watch_session` needs only the list's version
     settings.watching.inactivity_timeout = 70  # the server sends a bookmark every minute
     settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
@@ -71,16 +71,16 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.queueing.exit_timeout = 10
     settings.queueing.error_delays = (0.5, 1, 2, 5, 10)
     settings.process.ultimate_exiting_timeout = 25
-    # Never written, as nothing here needs one; if it ever were, its name would say whose it is.
+    # Never written, because no handler needs a finalizer; the name would tell its owner.
     settings.persistence.finalizer = f"{names.GROUP}/operator"
     return settings
 
 
 class _EveryTask(Collection[asyncio.Task[Any]]):
-    """Tasks that kopf must leave alone when it ends: all of them.
+    """Tasks that kopf must not cancel when it stops: all of them.
 
-    kopf takes every task younger than itself for one of its own, waits 5 s for it and cancels it.
-    Its watches and workers are ended before that in any case.
+    kopf waits 5 s for every task that was created after its own ones, and cancels it. It stops its
+    own watches and workers before that in any case.
     """
 
     def __contains__(self, _task: object) -> bool:
@@ -99,13 +99,13 @@ async def run_kopf(
     namespaces: tuple[str, ...],
     started: Callable[[], None],
 ) -> None:
-    """Run kopf until cancelled, then end it in order; returns or raises only when it has died.
+    """Run kopf until cancelled, then stop it in order; returns or raises by itself only on failure.
 
     Args:
-        table: what to handle.
-        settings: how.
-        namespaces: where; empty means everywhere.
-        started: called once kopf has taken over the signal handlers, to take them back.
+        table: handlers.
+        settings: see `kopf_settings`.
+        namespaces: namespaces to watch; empty means all.
+        started: called when kopf has replaced the signal handlers, to install them again.
     """
     stop = asyncio.Event()
     tasks = await kopf.spawn_tasks(
@@ -120,6 +120,6 @@ async def run_kopf(
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
-        stop.set()  # its own cancellation would skip closing the session
+        stop.set()  # cancelling kopf would leave its HTTP session open
         await running
         raise

@@ -1,12 +1,14 @@
-"""Health: a canary that does real work, and the small HTTP server that tells of it.
+"""Health checks: a canary that does real work, and the HTTP server of /healthz and /metrics.
 
-Watches prove themselves by what they receive, the workers by a key that goes through the queue like
-any other. A process that is alive and blind therefore fails its liveness probe. Started by
-`__main__`; `session` and `leader` report to it.
+Watches prove that they are alive by what they receive, workers by a key that goes through the work
+queue like any other. A process that runs but no longer receives events therefore fails its liveness
+probe. The server also measures how late the event loop wakes up, for as long as it serves. Started
+by `__main__`; `watches` and `leader` report heartbeats.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,77 +20,100 @@ from ktrdr_operator.queue import Priority, WorkQueue
 from ktrdr_operator.store import JobKey
 
 SILENCE_SECONDS: Final = 180.0
-"""A watch gets a bookmark every minute or is reopened after 70 s: more is a hang."""
+"""Maximum time between heartbeats. A watch receives a bookmark every minute or is reopened after
+70 s, so a longer silence is a hang."""
 CANARY_SECONDS: Final = 5.0
+SAMPLE_SECONDS: Final = 0.05
+"""Time between measurements of the event loop. A pause that begins between two of them is measured
+up to this much too short. All of them cost 0.4 % of a core, nearly all for waking up (measured on
+busy cores)."""
 WORKERS: Final = "workers"
 CANARY: Final = JobKey("", "")
-"""A key no TrainingJob can have: it proves that a worker takes keys and finishes them."""
+"""A key that no TrainingJob can have: it proves that a worker takes keys and finishes them."""
 
 
 @dataclass
 class Liveness:
-    """When each vital part was last seen working."""
+    """Latest heartbeat of each vital task."""
 
     clock: Callable[[], float]
     """Monotonic seconds."""
-    _beats: dict[str, float] = field(default_factory=dict)
+    _heartbeats: dict[str, float] = field(default_factory=dict)
 
-    def expect(self, *parts: str) -> None:
-        """Count parts as vital from now on."""
-        self._beats.update(dict.fromkeys(parts, self.clock()))
+    def register(self, *tasks: str) -> None:
+        """Expect heartbeats of these tasks from now on."""
+        self._heartbeats.update(dict.fromkeys(tasks, self.clock()))
 
-    def beat(self, part: str) -> None:
-        """Note that a part works."""
-        if part in self._beats:
-            self._beats[part] = self.clock()
+    def heartbeat(self, task: str) -> None:
+        """Note that a task is alive; ignored if it is not registered."""
+        if task in self._heartbeats:
+            self._heartbeats[task] = self.clock()
 
-    def silent(self) -> dict[str, float]:
-        """Parts that have not worked for too long, and for how many seconds."""
+    def overdue(self) -> dict[str, float]:
+        """Tasks without a heartbeat for too long, and for how many seconds."""
         now = self.clock()
-        ages = {part: now - seen for part, seen in self._beats.items()}
-        return {part: age for part, age in ages.items() if age > SILENCE_SECONDS}
+        ages = {task: now - seen for task, seen in self._heartbeats.items()}
+        return {task: age for task, age in ages.items() if age > SILENCE_SECONDS}
 
 
 def with_canary(
-    health: Liveness, work: Callable[[JobKey, float], Awaitable[None]]
+    liveness: Liveness, work: Callable[[JobKey, float], Awaitable[None]]
 ) -> Callable[[JobKey, float], Awaitable[None]]:
-    """Let workers note the canary and do everything else as before."""
-    health.expect(WORKERS)
+    """Wrap the function that workers call: the canary is a heartbeat, all other keys are passed."""
+    liveness.register(WORKERS)
 
-    async def work_or_note(key: JobKey, waited_seconds: float) -> None:
+    async def work_or_heartbeat(key: JobKey, waited_seconds: float) -> None:
         if key == CANARY:
-            health.beat(WORKERS)
+            liveness.heartbeat(WORKERS)
         else:
             await work(key, waited_seconds)
 
-    return work_or_note
+    return work_or_heartbeat
 
 
-async def run_canary(queue: WorkQueue[JobKey], metrics: Metrics) -> None:
-    """Send the canary through the queue for ever, and measure how late the event loop is."""
-    loop = asyncio.get_running_loop()
+async def run_canary(queue: WorkQueue[JobKey]) -> None:
+    """Send the canary through the queue forever."""
     while True:
         queue.add(CANARY, Priority.STOP)
-        due = loop.time() + CANARY_SECONDS
         await asyncio.sleep(CANARY_SECONDS)
+
+
+async def measure_loop(metrics: Metrics) -> None:
+    """Measure forever how late the event loop wakes up."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + SAMPLE_SECONDS
+        await asyncio.sleep(SAMPLE_SECONDS)
         metrics.loop_lag(max(loop.time() - due, 0.0))
 
 
-async def serve(port: int, health: Liveness, metrics: Metrics) -> web.AppRunner:
+async def serve(port: int, liveness: Liveness, metrics: Metrics) -> web.AppRunner:
     """Serve /healthz and /metrics on all interfaces; the caller cleans up the runner."""
 
     async def healthz(_: web.Request) -> web.Response:
-        silent = [f"{part}: silent for {age:.0f} s" for part, age in health.silent().items()]
-        return web.Response(text="\n".join(silent) or "ok", status=503 if silent else 200)
+        overdue = [
+            f"{task}: no heartbeat for {age:.0f} s (limit {SILENCE_SECONDS:.0f} s)"
+            for task, age in liveness.overdue().items()
+        ]
+        return web.Response(text="\n".join(overdue) or "ok", status=503 if overdue else 200)
 
     async def exposition(_: web.Request) -> web.Response:
         return web.Response(
             body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
+    async def measured_loop(_: web.Application) -> AsyncIterator[None]:
+        # From the start: reading the initial list is when the loop is busiest.
+        measuring = asyncio.create_task(measure_loop(metrics))
+        yield
+        measuring.cancel()
+        with suppress(asyncio.CancelledError):
+            await measuring
+
     app = web.Application()
+    app.cleanup_ctx.append(measured_loop)
     app.add_routes([web.get("/healthz", healthz), web.get("/metrics", exposition)])
-    # No keep-alive: kopf, when it ends, waits 5 s for every task it does not know.
+    # Without keep-alive: at its end kopf waits 5 s for every task that it does not know.
     runner = web.AppRunner(app, shutdown_timeout=1.0, handle_signals=False, keepalive_timeout=0)
     await runner.setup()
     site = web.TCPSite(runner, port=port)

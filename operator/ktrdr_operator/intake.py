@@ -1,9 +1,9 @@
-"""Event intake: takes each event of a TrainingJob or a pod into the store and enqueues its key.
+"""Event intake: stores each event of a TrainingJob or pod and enqueues the key of the TrainingJob.
 
 The only place where watch events reach `store` and `queue`, in the order in which the API server
-sent them, and the only place that names priorities. `watch_filter` calls it for every line of a
-watch, `handlers` for the few that it forwards to kopf, `resync` asks it for priorities. The queue's
-workers go on with `reconcile`.
+sent them, and the only place that chooses priorities. `watch_filter` calls it for every object
+event of a watch, `handlers` for events that reach kopf; `resync` uses `priority_of`. The workers of
+the queue go on with `reconcile`.
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class Cause(Enum):
     JOB_DELETED = "job deleted"
     POD_CHANGED = "pod changed"
     POD_ENDED = "pod ended"
-    """It has finished, or was deleted."""
+    """Its phase is Succeeded or Failed, or it was deleted."""
     LISTED = "listed"
-    """A full list differs from what was known."""
+    """A full list differs from the store."""
 
 
 def priority_of(cause: Cause, job: KnownJob | None) -> Priority:
-    """Name the queue priority of an event.
+    """Return the queue priority of an event.
 
     Args:
         cause: the event.
-        job: the TrainingJob concerned, as known now; None when it does not exist.
+        job: the TrainingJob as known now; None when it does not exist.
     """
     if cause is Cause.JOB_DELETED:
         return Priority.STOP
@@ -47,7 +47,7 @@ def priority_of(cause: Cause, job: KnownJob | None) -> Priority:
 
 @dataclass(frozen=True)
 class Intake:
-    """Takes events; keeps nothing itself."""
+    """Stores and enqueues events; has no state of its own."""
 
     store: Store
     queue: WorkQueue[JobKey]

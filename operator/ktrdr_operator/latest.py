@@ -1,17 +1,16 @@
-"""Latest state of every object of one type, by name, whatever the order in which news arrives.
+"""Latest state of every object of one type, by name, whatever the order in which states arrive.
 
-Four sources report the same objects, and overtake each other: watch events, answers to live GETs,
-answers to our own writes, and full lists. `Latest` decides which of them is newer, so that `store`
-does not have to. The rules:
+Four sources report the same objects and overtake each other: watch events, answers to live GETs,
+answers to the operator's own writes, and full lists. `Latest` decides which state is newer. Rules:
 
 - An event counts only with a higher version than the one known under its *name*. Versions of one
-  type are comparable as numbers whatever the UID (KEP-5504, and etcd before it), so an event of an
-  earlier object that arrives late can neither replace nor remove its successor.
-- A UID that was deleted does not come back by an event.
-- A live GET and a list are the truth, and may lower a version (etcd restored from a backup) or
+  type are comparable as numbers whatever the UID (KEP-5504, and etcd before it), so a late event of
+  a previous object of the name can neither replace nor remove its successor.
+- An event cannot bring back a UID that was deleted.
+- A live GET and a list are authoritative: they can lower a version (etcd restored from a backup) or
   bring a deleted UID back, unless the record has changed since they were requested.
 
-Used by `store` for TrainingJobs and for pods. Pure bookkeeping; no I/O.
+Used by `store` for TrainingJobs and for pods. No I/O.
 """
 
 from collections.abc import Callable, Hashable
@@ -20,12 +19,12 @@ from itertools import takewhile
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 DELETION_KEPT_SECONDS: Final = 600.0
-"""How long a deletion is remembered: far longer than a request (15 s) or kopf's queue can delay
-news of the deleted object."""
+"""How long a deletion is remembered: far longer than a request (15 s) or a watch can delay a state
+of the deleted object."""
 
 
 class Versioned(Protocol):
-    """A record of one object. A changed record is a new one: identity says whether it changed."""
+    """Record of one object. A changed record is a new instance, so `is` detects a change."""
 
     @property
     def uid(self) -> str:
@@ -57,12 +56,12 @@ class _Deletion(NamedTuple):
 
 
 def _ignore_change(_key: object, _before: object, _after: object) -> None:
-    """Nobody keeps an index."""
+    """Default of `on_change`: no index depends on the records."""
 
 
 @dataclass(slots=True)
 class Latest(Generic[K, T]):
-    """Latest record of each object, and what is remembered of deleted ones."""
+    """Latest record of each object, and versions of deleted ones."""
 
     clock: Callable[[], float]
     """Monotonic seconds."""
@@ -71,13 +70,13 @@ class Latest(Generic[K, T]):
     records: dict[K, T] = field(default_factory=dict)
     """Objects that exist, as far as is known."""
     _floors: dict[K, int] = field(default_factory=dict)
-    """Versions up to which events say nothing new, of names without an object; until a list."""
+    """Versions up to which events are outdated, of names without an object; until the next list."""
     _deleted: dict[str, _Deletion] = field(default_factory=dict)
     """By UID, in the order of deletion."""
     _listing: Listing[K] | None = None
 
     def is_news(self, key: K, uid: str, version: int) -> bool:
-        """Whether an event with this version says something new."""
+        """Whether an event with this version is newer than the record."""
         if uid in self._deleted:
             return False
         known = self.records.get(key)
@@ -90,23 +89,26 @@ class Latest(Generic[K, T]):
         return uid in self._deleted
 
     def put(self, key: K, record: T) -> bool:
-        """Take an event, or the answer to a write of ours; returns whether it was news."""
+        """Store the object of an event or of an own write; returns whether it was newer."""
         if not self.is_news(key, record.uid, record.version):
             return False
         self._set(key, record)
         return True
 
     def drop(self, key: K, uid: str, version: int = 0) -> bool:
-        """Take a deletion; returns whether the record was removed.
+        """Store a deletion.
 
         Args:
             key: name of the deleted object.
             uid: UID of the deleted object; a newer object of the same name stays.
             version: the deletion's version; 0 when unknown.
+
+        Returns:
+            Whether this is the latest known state of the name.
         """
-        known = self.records.get(key)
+        known, before = self.records.get(key), self._floors.get(key, 0)
         if self._listing is not None:
-            self._listing.changed.add(key)  # the list may still contain it, though it is unknown
+            self._listing.changed.add(key)  # the list may still contain an object unknown here
         if known is not None and known.uid != uid and known.version >= version:
             self._bury(uid, version)
             return False
@@ -115,19 +117,19 @@ class Latest(Generic[K, T]):
         if known is not None and known.uid != uid:
             self._bury(known.uid, known.version)
         self._set(key, None)
-        self._floors[key] = max(floor, self._floors.get(key, 0))
-        return known is not None
+        self._floors[key] = max(floor, before)
+        return floor >= before
 
     def put_live(self, key: K, record: T | None, before: T | None) -> None:
-        """Take the answer of a live GET.
+        """Store the answer of a live GET.
 
         Args:
-            key: name that was asked for.
+            key: name that was requested.
             record: the answer; None when there is no such object.
             before: the record when the GET was sent.
         """
         known = self.records.get(key)
-        if known is not None and known is not before:  # something newer may have come meanwhile
+        if known is not None and known is not before:  # a newer state may have arrived meanwhile
             if record is not None:
                 self.put(key, record)
         elif record is None:
@@ -137,16 +139,16 @@ class Latest(Generic[K, T]):
             self._accept(key, record)
 
     def forget(self, key: K) -> None:
-        """Stop keeping an object that still exists; it is new when it is heard of again."""
+        """Stop keeping an object that still exists; its next event makes it a new one."""
         self._set(key, None)
 
     def begin_list(self) -> Listing[K]:
-        """Begin a full list, before its first request is sent; abandons an unfinished one."""
+        """Begin a full list, before its first request is sent; drops an unfinished list."""
         self._listing = Listing()
         return self._listing
 
     def is_listed_news(self, listing: Listing[K], key: K, record: tuple[str, int]) -> bool:
-        """Note that a name is in the list; whether `put_listed` has to be called for it.
+        """Note that a name is in the list; returns whether `put_listed` must be called for it.
 
         Args:
             listing: what `begin_list` returned.
@@ -160,18 +162,18 @@ class Latest(Generic[K, T]):
         return known is None or (known.uid, known.version) != record
 
     def put_listed(self, listing: Listing[K], key: K, record: T) -> bool:
-        """Take an object of a list; returns whether it changed the record."""
+        """Store an object of a list; returns whether it changed the record."""
         if not self.is_listed_news(listing, key, (record.uid, record.version)):
             return False
         self._accept(key, record)
         return True
 
     def finish_list(self, listing: Listing[K], is_covered: Callable[[K], bool]) -> list[K]:
-        """Drop what was not in the list; returns the names dropped.
+        """Drop objects that were not in the list; returns their names.
 
         Args:
             listing: what `begin_list` returned.
-            is_covered: whether the list would have contained a name, if it existed.
+            is_covered: whether the list would contain a name if it existed.
         """
         self._listing = None
         kept = listing.seen | listing.changed
@@ -184,8 +186,8 @@ class Latest(Generic[K, T]):
     def _is_outdated(self, record: T) -> bool:
         """Whether an answer is older than the deletion of its object.
 
-        Not so for an object that the watch calls deleted because it has lost its label: the event
-        has the version that the object has now.
+        False for an object that the watch reports as deleted because it has lost its label: the
+        event has the version that the object has now.
         """
         deletion = self._deleted.get(record.uid)
         return deletion is not None and record.version < deletion.version
@@ -214,7 +216,7 @@ class Latest(Generic[K, T]):
         self._deleted[uid] = _Deletion(version, self.clock())
 
     def _prune(self, listing: Listing[K]) -> None:
-        """Forget old deletions, and floors that the list has made pointless."""
+        """Forget old deletions, and floors that are older than the list."""
         oldest = self.clock() - DELETION_KEPT_SECONDS
         for uid, _ in list(takewhile(lambda item: item[1].at < oldest, self._deleted.items())):
             del self._deleted[uid]

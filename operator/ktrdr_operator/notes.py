@@ -1,7 +1,8 @@
-"""Notes: what this process remembers about single TrainingJobs besides the store.
+"""Notes: per-job memory of this process that saves requests and makes metrics exact.
 
-Nothing here is needed for a right decision: a lost note costs a request, a status write or a less
-exact metric. So it is bounded, and a restart begins without any.
+No decision needs a note: a lost one costs a request, a status write or a less exact metric. So
+their number is bounded, and a restart begins without any. Used by `observe`, `apply` and
+`reconcile`.
 """
 
 from collections import OrderedDict
@@ -9,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAX_NOTES: Final = 20_000
-"""Jobs remembered; some 300 bytes each."""
+"""Maximum number of notes, about 300 bytes each."""
 
 
 @dataclass(slots=True)
 class Note:
-    """About one TrainingJob, by UID. Times are monotonic seconds."""
+    """Note about one TrainingJob. Times are monotonic seconds."""
 
     first_seen: float
     status_written: float | None = None
@@ -22,19 +23,19 @@ class Note:
     stored_strategy: bool = False
     """Whether the job's own ConfigMap is known to exist."""
     strategy_digest: str = ""
-    """Of the text in it."""
+    """Digest of the strategy in the job's own ConfigMap; empty if unknown."""
     counted_attempt: int = 0
     """Latest attempt that the metrics have counted."""
 
 
 @dataclass
 class Notes:
-    """A bounded set of notes; the least recently used one is dropped."""
+    """Notes by UID, bounded; the least recently used one is dropped."""
 
     _notes: OrderedDict[str, Note] = field(default_factory=OrderedDict)
 
     def of(self, uid: str, now: float) -> Note:
-        """The note about a TrainingJob, a new one if there is none."""
+        """Return the note about a TrainingJob, a new one if there is none."""
         note = self._notes.get(uid)
         if note is None:
             note = self._notes[uid] = Note(first_seen=now)
@@ -44,5 +45,5 @@ class Notes:
         return note
 
     def drop(self, uid: str) -> None:
-        """Forget a TrainingJob that does not exist any more."""
+        """Forget a TrainingJob that no longer exists."""
         self._notes.pop(uid, None)

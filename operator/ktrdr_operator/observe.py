@@ -1,7 +1,9 @@
-"""Observe: build the one frozen Snapshot that decisions depend on.
+"""Observe: builds the frozen Snapshot that decisions depend on.
 
-Called by `reconcile`. Reads the store, and the API server where a stale store could do harm: a pod
-that seems to be missing, an owner that seems to be deleted, a strategy that is about to be used.
+Called by `reconcile`. Reads the store, and asks the API server where an outdated store could do
+harm: about a pod that seems to be missing, an owner that seems to be deleted, a first start on an
+old state. Also reads the strategy of an attempt that may start, and the Events of a pod that does
+not.
 """
 
 from collections.abc import Callable
@@ -21,13 +23,13 @@ from ktrdr_operator.strategies import StrategyReader
 from ktrdr_operator.views import Raw, view_job
 
 EVENTS_AFTER_SECONDS: Final = 5.0
-"""Age from which the Events of a pod are read: most pods have started by then."""
-FRESH_SECONDS: Final = 5.0
+"""Age of a pod from which its Events are read: most pods have started by then."""
+FRESH_SECONDS: Final = 30.0
 """A job that was received longer ago is read again before a start that no status write precedes."""
 
 
 def is_finished(status: TrainingJobStatus) -> bool:
-    """Whether the job has reached a terminal state."""
+    """Whether the job has finished."""
     return any(c.type == ConditionType.FINISHED and c.status == "True" for c in status.conditions)
 
 
@@ -46,14 +48,14 @@ class Observer:
     """Monotonic seconds."""
 
     async def observe(self, key: JobKey, *, is_fresh: bool = False) -> Snapshot:
-        """Everything known about one TrainingJob now.
+        """Build the Snapshot of one TrainingJob.
 
         Args:
             key: The TrainingJob.
             is_fresh: Whether it has just been read from the API server.
 
         Raises:
-            ApiError: The API server did not answer a live read; try again later.
+            ApiError: The API server did not answer a live GET; retry later.
         """
         job = await self._read_job(key)
         if job is None:
@@ -82,7 +84,7 @@ class Observer:
         )
 
     async def _read_job(self, key: JobKey) -> JobView | None:
-        """The job as known; from the API server where the store does not keep its body."""
+        """Read the job from the store, or from the API server if the store has no body of it."""
         if self._has_unknown_owner(key):
             await self._fetch_job(key)
         raw = self.store.job_raw(key)
@@ -92,7 +94,7 @@ class Observer:
         return view_job(raw) if raw is not None else None
 
     def _has_unknown_owner(self, key: JobKey) -> bool:
-        """Whether pods belong to a job that is not known to be deleted: the store may be behind."""
+        """Whether pods belong to a job that the store does not know: it may be outdated."""
         known = self.store.jobs.get(key)
         uid = known.uid if known is not None else None
         owners = {pod.owner_uid for pod in self.store.pods_of(key) if not pod.deleting}
@@ -105,15 +107,15 @@ class Observer:
         return raw
 
     async def _fetch_pod_if_needed(self, key: JobKey, snapshot: Snapshot, job: JobView) -> bool:
-        """Read the current pod before believing that it does not exist; True if it was read.
+        """Read the current pod if it seems to be missing; returns whether it was read.
 
-        A DELETED event on a watch by label also comes when the label is removed.
+        A watch by label reports DELETED also when the label is removed.
         """
         if is_finished(job.status) or job.status.attempt_state is AttemptState.ENDED:
             return False
         pod = snapshot.current()
         if pod is None and not _has_run(job):
-            return False  # a create will tell
+            return False  # a create finds out
         if pod is not None and not _is_doubtful(pod):
             return False
         name = names.pod_name(job.name, max(job.status.attempt, 1))
@@ -133,11 +135,11 @@ class Observer:
         return replace(snapshot, pods=tuple(explained if p is pod else p for p in snapshot.pods))
 
     def _is_stale_start(self, key: JobKey, job: JobView) -> bool:
-        """Whether an attempt would be started on an old state without a write that finds out.
+        """Whether an attempt would be started on an old state without a write that detects it.
 
-        A status write is refused if the job has changed. It comes before each attempt after the
-        first, and before each try after a failed create; not before the first try of attempt 1, and
-        not where an attempt is on record and its pod is missing.
+        A status write fails if the job has changed. One precedes each attempt after the first, and
+        each try after a failed create; none precedes the first try of attempt 1, nor the start of a
+        recorded attempt whose pod is missing.
         """
         waiting = job.status.waiting
         is_retry = waiting is not None and waiting.retry_time is not None
@@ -160,7 +162,7 @@ def _has_run(job: JobView) -> bool:
 
 
 def _is_doubtful(pod: PodView) -> bool:
-    """Deleted without an end, or not reported by the watch."""
+    """Whether the pod was deleted without a known end, or the watch does not report it."""
     return (pod.gone and pod.termination is None) or (pod.unlabelled and not pod.ended)
 
 
@@ -171,6 +173,6 @@ def _may_start(snapshot: Snapshot, job: JobView, now: datetime) -> bool:
         return False
     is_between_attempts = status.attempt_state is AttemptState.ENDED
     if not is_between_attempts and (snapshot.current() is not None or _has_run(job)):
-        return False  # it goes on, or its end has to be decided first
+        return False  # the attempt continues, or its end has to be decided first
     times = [status.retry_time, status.waiting.retry_time if status.waiting else None]
     return all(time is None or datetime.fromisoformat(time) <= now for time in times)

@@ -1,8 +1,8 @@
-"""Reads the Events of pods that do not start and whose own status does not say why.
+"""Pod Events reader: why a pod does not start, where its own status does not say so.
 
-A volume that cannot be mounted, a sandbox that fails, an image that is being pulled: the kubelet
-says so in Events only. They are not watched (there are too many in a cluster); `observe` asks, by
-field selector, about one pod at a time and rarely.
+The kubelet reports a volume that cannot be mounted, a sandbox that fails and an image that is being
+pulled in Events only. They are not watched, because a cluster has too many; `observe` lists them by
+field selector, for one pod at a time and rarely.
 """
 
 from collections import OrderedDict
@@ -15,27 +15,27 @@ from ktrdr_operator.snapshot import PodView, WaitReason
 from ktrdr_operator.views import Raw, sanitize
 
 MIN_SECONDS: Final = 8.0
-"""Between two reads about one pod."""
+"""Minimum seconds between two lists for the same pod."""
 MAX_REMEMBERED: Final = 5000
 PAGE: Final = 100
-"""Events of one pod that are read; repeated ones are counted in one Event by the kubelet."""
+"""Maximum number of Events read per pod; the kubelet counts repetitions in one Event."""
 _NO_NEWS: Final = frozenset({"Scheduled"})
 _STEPS: Final = frozenset({"Scheduled", "Pulling", "Pulled", "Created", "Started"})
-"""Reasons of Events that say that the pod has got further: what was warned of before is over."""
+"""Reasons of Events that report a completed step of the pod: earlier warnings are outdated."""
 
 
 @dataclass
 class PodEventReader:
-    """Latest relevant Event of pods, asked for at most every `MIN_SECONDS`."""
+    """Latest relevant Event of each pod, listed at most every `MIN_SECONDS`."""
 
     cluster: ClusterApi
     clock: Callable[[], float]
     """Monotonic seconds."""
     _known: OrderedDict[str, tuple[float, WaitReason | None]] = field(default_factory=OrderedDict)
-    """When a pod was asked about, and the answer, by UID."""
+    """Time of the latest list and its result, by UID of the pod."""
 
     async def wait_reason(self, namespace: str, pod: PodView) -> WaitReason | None:
-        """Words of the latest Event that says why the pod does not start; None when none does."""
+        """Reason in the latest Event that explains why the pod does not start; None without one."""
         now, known = self.clock(), self._known.get(pod.uid)
         if known is not None and now - known[0] < MIN_SECONDS:
             return known[1]
@@ -44,7 +44,7 @@ class PodEventReader:
                 EVENTS, namespace, field_selector=f"involvedObject.uid={pod.uid}", limit=PAGE
             )
         except Forbidden:
-            events = []  # an installation without this right: the pod's status has to do
+            events = []  # an installation without this right uses the pod's status only
         except ApiError:
             return known[1] if known is not None else None
         words = latest_reason(events)
@@ -56,7 +56,7 @@ class PodEventReader:
 
 
 def latest_reason(events: list[Raw]) -> WaitReason | None:
-    """The latest warning since the pod's latest step; without one, the latest Event about work."""
+    """Latest warning since the pod's latest step, otherwise the latest Event about progress."""
     warnings = [event for event in events if event.get("type") == "Warning"]
     others = [event for event in events if event.get("type") != "Warning"]
     steps = (_second(event) for event in others if event.get("reason") in _STEPS)
@@ -71,7 +71,7 @@ def latest_reason(events: list[Raw]) -> WaitReason | None:
 
 
 def _second(event: Raw) -> str:
-    """When it happened last: RFC 3339 in UTC, comparable as text without fractions."""
+    """Time of the last occurrence: RFC 3339 in UTC without fractions, so comparable as text."""
     series = event.get("series") or {}
     found = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
     return str(found or event["metadata"].get("creationTimestamp", ""))[:19]

@@ -20,10 +20,10 @@ from typing import Final, Generic, NamedTuple, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 BACKOFF_BASE_SECONDS: Final = 0.05
-"""Short, because the usual error is a conflict, which re-reading the object resolves."""
+"""Short, because the usual error is a conflict, which reading the object again resolves."""
 BACKOFF_CAP_SECONDS: Final = 60.0
 STATUS_ONLY_EVERY: Final = 4
-"""At least every fourth key below STOP is a STATUS_ONLY key if one waits: late, never starved."""
+"""At least every fourth key below STOP is a STATUS_ONLY key if one waits, so none is starved."""
 
 
 class Priority(IntEnum):
@@ -34,7 +34,7 @@ class Priority(IntEnum):
     RECONCILE = 1
     """The job may need an action."""
     STATUS_ONLY = 2
-    """Only status has to be updated."""
+    """Only the status has to be updated."""
 
 
 class _Due(NamedTuple):
@@ -52,7 +52,7 @@ class _Processing:
     """Priority with which the key was taken."""
     started: float
     again: Priority | None = None
-    """Priority with which the key was added meanwhile; None when it was not."""
+    """Best priority with which the key was added meanwhile; None when it was not."""
     again_since: float = 0.0
 
 
@@ -141,7 +141,7 @@ class WorkQueue(Generic[K]):
         self.retries += 1
         ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(failures, 16))
         # Jitter: keys that failed for a common reason, such as a restart of the API server, must
-        # not all return in the same moment.
+        # not all be retried in the same moment.
         delay = self.random.uniform(ceiling / 2, ceiling)
         self.add_after(key, delay)
         return delay
@@ -159,7 +159,7 @@ class WorkQueue(Generic[K]):
         return sum(len(keys) for keys in self._waiting.values())
 
     def processing_seconds(self) -> list[float]:
-        """How long each key in work has been processed so far."""
+        """Seconds for which each key in work has been processed so far."""
         now = self.clock()
         return [now - processing.started for processing in self._processing.values()]
 
@@ -196,7 +196,7 @@ class WorkQueue(Generic[K]):
             self._timer = None
 
     async def _take(self) -> tuple[K, float]:
-        """Wait for the next key; returns it and since when it has been waiting."""
+        """Wait for the next key; returns it and the time since which it has been waiting."""
         while True:
             self._release_due()
             priority = self._next_priority()
@@ -220,7 +220,7 @@ class WorkQueue(Generic[K]):
         return Priority.STATUS_ONLY if has_status_only else None
 
     def _release_due(self) -> float | None:
-        """Add the delayed keys that are due; returns the seconds until the next one is."""
+        """Add the delayed keys that are due; returns the seconds until the next one is due."""
         if not self._delayed:
             return None
         now = self.clock()

@@ -130,19 +130,18 @@ class Reconciler:
         if plan.expire:
             await self._expire(key, snapshot.job, plan)
             return
-        self._record(key, snapshot.job, plan)
         if plan.requeue_seconds is not None:
             self.queue.add_after(key, plan.requeue_seconds)
 
     async def _apply(self, key: JobKey, snapshot: Snapshot, plan: Plan) -> Plan:
-        """Carry out the plan.
+        """Carry out the plan, except for its start and its expiry.
 
         A status that the server calls invalid is decided again without foreign parts, so that one
         bad value cannot hold the job.
         """
         job = snapshot.job
         try:
-            await self.applier.apply(key.namespace, job, plan)
+            await self.applier.apply_status(key.namespace, job, plan)
         except Invalid as refused:
             if job is None or plan.status is None:
                 raise
@@ -153,11 +152,15 @@ class Reconciler:
         except (NotFound, Conflict):
             await self._refresh(key)
             raise
+        # Now: when a deletion fails, the next reconcile does not see the transition any more.
+        if job is not None and not plan.expire:
+            self._record(key, job, plan)
+        await self.applier.delete_pods(key.namespace, plan)
         return plan
 
     async def _write_fresh(self, key: JobKey, job: JobView, plan: Plan) -> None:
         try:
-            await self.applier.apply(key.namespace, job, plan)
+            await self.applier.apply_status(key.namespace, job, plan)
         except (NotFound, Conflict, Invalid):
             await self._refresh(key)
             raise
@@ -173,10 +176,9 @@ class Reconciler:
             failure = self._create_failure(key, error)
             if failure is None:
                 raise
-            self._record(key, job, replace(plan, start=None))
             observed = await self.observer.observe(key)
-            if observed.job is None:
-                return Plan()
+            if observed.job is None or observed.job.uid != job.uid:
+                return Plan(requeue_seconds=0.0)  # a successor is not to blame for this failure
             failed = replace(observed, create_failure=failure)
             return await self._apply(key, failed, decide(failed, self.now(), self.limits))
         self._count_attempt(job, start.attempt)
@@ -204,15 +206,14 @@ class Reconciler:
         for event in plan.events:
             await self.events.post_now(_reference(job), event.kind, event.reason, event.message)
             log.info("%s: %s", event.reason, event.message, extra=_where(key, job))
-        try:
-            await self.applier.expire(job)
-        except (NotFound, Conflict):
-            await self._refresh(key)
-            raise
-        self.metrics.job_expired()
+        if await self.applier.expire(job):
+            self.metrics.job_expired()
+            return
+        await self._refresh(key)
+        self.queue.add_after(key, 0.0)
 
     def _record(self, key: JobKey, job: JobView, plan: Plan) -> None:
-        """Events and metrics, after the status that they are about is written."""
+        """Events and metrics, once the status that they are about is written."""
         for event in plan.events:
             self.events.record(_reference(job), event.kind, event.reason, event.message)
             log.info("%s: %s", event.reason, event.message, extra=_where(key, job, plan.status))

@@ -1,11 +1,11 @@
 """Resync: full lists of TrainingJobs and pods, at the start, periodically and after a broken watch.
 
 A watch that was broken never reports what was deleted meanwhile, and any event may be lost. A list
-is read page by page, each page is compared with the store and dropped before the next is read, and
-only what differs is enqueued. The first one waits until every watch has its place in the stream of
-events, so that whatever happens after the list is reported by a watch; workers start after it.
+is read page by page; each page is compared with the store and dropped before the next one is read,
+and only what differs is enqueued. The first list waits until every watch has a version to begin at,
+so that a watch reports whatever happens after the list; workers start after it.
 
-Started by `__main__`; the queue's workers go on with `reconcile`.
+Started by `__main__`; the workers of the queue go on with `reconcile`.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from ktrdr_client.cluster import (
 )
 from ktrdr_operator.intake import Cause, priority_of
 from ktrdr_operator.metrics import Metrics
-from ktrdr_operator.queue import WorkQueue
+from ktrdr_operator.queue import Priority, WorkQueue
 from ktrdr_operator.store import JobKey, KnownJob, ResyncToken, Store, job_key
 from ktrdr_operator.views import Raw
 from ktrdr_operator.watches import Watches
@@ -39,18 +39,18 @@ from ktrdr_operator.watches import Watches
 log: Final = logging.getLogger(__name__)
 
 JITTER: Final = 0.2
-"""Share by which the period varies, so that replicas and operators do not list in step."""
+"""Fraction by which the period varies, so that several operators do not list at the same time."""
 SETTLE_SECONDS: Final = 5.0
-"""Between a new list of kopf's and ours, so that a burst of them costs one."""
+"""Pause between a list request of kopf and a resync, so that a burst of them costs one resync."""
 MAX_RETRY_SECONDS: Final = 15.0
-"""Longest pause between two tries while the API server is unreachable at the start."""
+"""Maximum pause between two tries while the API server is unreachable."""
 UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError)
-"""What a projection raises for an object without the fields that every object has."""
+"""Errors of a projection for an object that lacks fields of every object."""
 
 
 @dataclass
 class Resync:
-    """Brings the store in line with the API server."""
+    """Compares the store with full lists of the API server."""
 
     cluster: ClusterApi
     store: Store
@@ -62,42 +62,37 @@ class Resync:
     period_seconds: float
     random: Random
     now: Callable[[], datetime]
-    """The wall clock, for what a TrainingJob's TTL is compared with."""
+    """Wall clock, UTC; a TrainingJob's TTL is compared with it."""
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set after the first resync: the store is complete."""
     _skipped: set[str] = field(default_factory=set)
     """Namespaces that could not be read at the latest resync."""
 
     async def run(self) -> None:
-        """Resync until cancelled; a failed one is tried again at the next turn."""
+        """Resync until cancelled."""
         await self.watches.positioned.wait()
-        await self._retry(self.once, "first full list")
-        # Most of what exists now stays: the garbage collector need not traverse it again and again.
+        await self._retry(self.once, "Full list")
+        # Most objects that exist now stay: the garbage collector need not traverse them again.
         gc.collect()
         gc.freeze()
         self.filled.set()
         while True:
             await self._wait_until_due()
-            try:
-                await self.once()
-            except ApiError as error:
-                log.warning(
-                    "full resync failed, retrying at the next interval; watches continue: %s", error
-                )
+            await self._retry(self.once, "Full list")
 
     async def wait_for_server(self) -> None:
         """Wait until the API server serves TrainingJobs.
 
-        kopf must not start before: it gives up after a minute without an answer, and it never
-        watches a resource type that did not exist when it started.
+        kopf must not start earlier: it exits after a minute without an answer, and never watches a
+        resource type that did not exist when it started.
         """
-        await self._retry(self._read_one, "API server")
+        await self._retry(self._read_one, "First request to the API server")
 
     async def once(self) -> None:
-        """List, compare, enqueue what differs.
+        """List everything, compare it with the store, and enqueue what differs.
 
         Raises:
-            ApiError: the list is incomplete; nothing was dropped.
+            ApiError: the list is incomplete; nothing was dropped from the store.
         """
         self.watches.relisted.clear()
         for _ in range(LIST_RESTARTS):
@@ -126,13 +121,13 @@ class Resync:
                 await call()
                 return
             except ApiError as error:
-                log.warning("%s not available, retrying in %.1f s: %s", what, delay, error)
+                log.warning("%s failed, retrying in %.1f s: %s", what, delay, error)
             await asyncio.sleep(self.random.uniform(delay / 2, delay))
             delay = min(delay * 2, MAX_RETRY_SECONDS)
 
     async def _read_one(self) -> None:
         for namespace in self.namespaces:
-            with suppress(Forbidden):  # an answer; the watch session waits for permission
+            with suppress(Forbidden):  # the server answers; the watch session waits for permission
                 await self.cluster.list(TRAINING_JOBS, namespace, limit=1)
 
     async def _list_all(self, token: ResyncToken) -> None:
@@ -144,10 +139,10 @@ class Resync:
                 if namespace is None:
                     raise
                 skipped.add(namespace)
-                log.debug("namespace %s skipped: %s", namespace, error)  # `watches` warns once
+                log.debug("Namespace %s skipped: %s", namespace, error)  # `watches` warns once
         for key in self.store.finish_resync(token, skipped):
             self._add(key)
-        for namespace in skipped & self._skipped:  # not a passing refusal
+        for namespace in skipped & self._skipped:  # rejected twice in a row
             self.store.forget_namespace(namespace)
         self._skipped = skipped
         self.metrics.unreadable_namespaces(len(skipped))
@@ -184,7 +179,7 @@ class Resync:
         now = self.now()
         for key, job in self.store.jobs.items():
             if (due := _deletion_time(job)) is not None:
-                self.queue.add_after(key, (due - now).total_seconds())
+                self.queue.add_after(key, (due - now).total_seconds(), Priority.STATUS_ONLY)
 
 
 def _deletion_time(job: KnownJob) -> datetime | None:
@@ -193,11 +188,11 @@ def _deletion_time(job: KnownJob) -> datetime | None:
     try:
         return datetime.fromisoformat(job.finished_time) + timedelta(seconds=job.ttl_seconds)
     except (ValueError, OverflowError):
-        return None  # no such time: the TrainingJob stays
+        return None  # beyond the calendar: the TrainingJob stays
 
 
 def _log_unreadable(raw: Raw) -> None:
-    """One unreadable object must not keep all others from being listed."""
+    """Log an object that cannot be read; the list goes on with the others."""
     metadata = raw.get("metadata", {})
     where = {"namespace": metadata.get("namespace"), "job": metadata.get("name")}
-    log.exception("%s not readable", raw.get("kind"), extra=where)
+    log.exception("%s not readable, skipped", raw.get("kind"), extra=where)

@@ -1,7 +1,7 @@
-"""Snapshot: everything a decision may depend on, frozen. And the Plan that a decision answers.
+"""Snapshot: everything a decision may depend on, frozen; and the Plan that a decision returns.
 
-Made by `observe`, read by `decide` and its policies. No I/O and no clock here, so that every
-decision can be repeated on paper.
+Built by `observe`, read by `decide` and its policies; the Plan goes on to `apply`. No I/O and no
+clock here, so that every decision can be reproduced from its Snapshot.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Limits:
     retry_base_seconds: float
     retry_cap_seconds: float
     no_report_seconds: float = 300.0
-    """Silence of a running trainer after which the job says so."""
+    """Seconds without a progress report after which a running job gets the reason NotReporting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +33,22 @@ class Termination:
     reason: str
     """The kubelet's reason, for example OOMKilled."""
     message: str
-    """Termination message, or the end of the log when the trainer wrote none."""
+    """Termination message, or the end of the log if the trainer wrote none."""
     started: datetime | None
     """None when the container never started."""
     finished: datetime | None
     result: RunResult | None
-    """The message, when it is a RunResult."""
+    """Run result; None when the message is not one."""
 
 
 @dataclass(frozen=True, slots=True)
 class WaitReason:
-    """Why a pod has not started, in the words of whoever holds it up."""
+    """Why a pod has not started, with the message of the scheduler or the kubelet."""
 
     reason: str
     message: str
     is_progress: bool = False
-    """Whether it reports work (an image is pulled, an init container runs), not trouble."""
+    """Whether the pod gets further (an image is pulled, an init container runs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ class PodView:
     deletion_time: datetime | None
     """When its grace period ends; None unless it is being deleted."""
     gone: bool
-    """Known only from a DELETED event."""
+    """Whether the pod is deleted; this is its last known state."""
     unlabelled: bool
-    """Without the job's label: the watch does not report this pod."""
+    """Whether the pod lacks the job's label, so that the watch does not report it."""
     disrupted: bool
-    """Evicted, preempted or drained."""
+    """Whether the pod was evicted, preempted or drained."""
     phase: str
     message: str
     """The pod's own message, for example why the kubelet rejected it."""
@@ -78,6 +78,8 @@ class PodView:
     started: datetime | None
     """When the trainer container started, while it runs."""
     termination: Termination | None
+    others_alive: bool
+    """Whether a container other than the trainer, init containers excluded, has not ended."""
     wait_reason: WaitReason | None
 
     @property
@@ -87,14 +89,18 @@ class PodView:
 
     @property
     def ended(self) -> bool:
-        """Whether no trainer process of this pod can run any more."""
+        """Whether no trainer process of this pod can run now or later."""
         return self.gone or self.termination is not None or self.phase in ("Succeeded", "Failed")
 
     @property
     def lingers(self) -> bool:
-        """Whether the trainer has ended and another container keeps the pod running."""
+        """Whether the trainer has ended and another container keeps the pod running.
+
+        The phase alone is not enough: the kubelet reports Running for a moment after the last
+        container has ended.
+        """
         over = self.gone or self.deleting or self.phase in ("Succeeded", "Failed")
-        return self.termination is not None and not over
+        return self.termination is not None and self.others_alive and not over
 
     @property
     def never_started(self) -> bool:
@@ -105,21 +111,21 @@ class PodView:
 
 @dataclass(frozen=True)
 class StrategyText:
-    """The strategy of the attempt to be started; `problem` says why there is none."""
+    """Strategy of the attempt to be started, or the problem why there is none."""
 
     text: str = ""
     digest: str = ""
-    """Of the text, where only that is known: the job's own ConfigMap holds the text."""
+    """Digest of the text, if only that is known because the text is in the job's own ConfigMap."""
     problem: str = ""
     is_stored: bool = False
-    """Whether the job's own ConfigMap holds the text already."""
+    """Whether the job's own ConfigMap contains the text already."""
     retry_seconds: float = 60.0
-    """With a problem: when the ConfigMap is read again."""
+    """Seconds until the ConfigMap is read again; only with a problem."""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """The TrainingJob itself."""
+    """TrainingJob, parsed."""
 
     namespace: str
     name: str
@@ -127,32 +133,32 @@ class JobView:
     generation: int
     deleting: bool
     orphaning: bool
-    """Being deleted with `--cascade=orphan`: its pods stay."""
+    """Whether it is deleted with `--cascade=orphan`: its pods stay."""
     labels: dict[str, str]
     annotations: dict[str, str]
     spec: TrainingJobSpec
     status: TrainingJobStatus
-    """With the latest known progress."""
+    """Status, with the latest known progress."""
     resource_version: str
-    """The latest known one."""
+    """Latest known `metadata.resourceVersion`."""
     unreadable: str = ""
-    """Why the spec cannot be parsed; `spec` then has only what could be read."""
+    """Why the spec cannot be parsed; `spec` then has only the fields that could be read."""
 
 
 class CreateFailureKind(StrEnum):
-    """What a failed create of a child means."""
+    """Consequence of a failed create of a child."""
 
     INVALID = "Invalid"
-    """The API server says that this object can never be valid."""
+    """The API server has rejected the object as invalid; a retry cannot succeed."""
     REFUSED = "Refused"
-    """Refused or failed for a reason that may pass: quota, admission, a webhook."""
+    """Rejected or failed for a reason that may disappear: quota, admission, a webhook."""
     NAME_CONFLICT = "NameConflict"
-    """Another owner's object has the name."""
+    """An object of another owner has the name."""
 
 
 @dataclass(frozen=True)
 class CreateFailure:
-    """A child of the attempt that is being started could not be created."""
+    """Failure to create a child of the attempt that is being started."""
 
     kind: CreateFailureKind
     message: str
@@ -165,24 +171,25 @@ class Snapshot:
     job: JobView | None
     """None when it does not exist."""
     pods: tuple[PodView, ...] = ()
-    """All pods with the job's label, those of an earlier same-named job included."""
+    """All pods with the job's label, including those of a deleted job of the same name."""
     strategy: StrategyText | None = None
-    """Read only when an attempt may start now."""
+    """None unless an attempt may start now."""
     report_interval_seconds: int | None = None
-    """How long trainers should wait between reports, for all jobs; None when as they like."""
+    """Minimum seconds between progress reports, for all trainers; None without a limit."""
     seconds_since_report: float | None = None
-    """Since the trainer's latest report arrived here."""
+    """Seconds since the operator received the trainer's latest report."""
     seconds_since_write: float | None = None
-    """Since this process last wrote the job's status; None when it has not."""
+    """Seconds since this process last wrote the job's status; None if it has not."""
     create_failure: CreateFailure | None = None
-    """Outcome of the start that was just tried."""
+    """Failure of the start that was just tried; None without one."""
     status_refused: str = ""
-    """Why the API server refused the status that was just decided (422)."""
+    """Why the API server has rejected the status that was just decided (422)."""
 
     def current(self) -> PodView | None:
-        """Rank 0 of the current attempt; of attempt 1 when none is on record yet.
+        """Rank 0 of the current attempt; of attempt 1 if no attempt is recorded.
 
-        By its whole name: anybody may create other pods with the job's label and owner reference.
+        Selected by its full name: any user may create other pods with the job's label and owner
+        reference.
         """
         job = self.job
         if job is None:
@@ -194,7 +201,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class PodDeletion:
-    """A pod to delete; the UID keeps a same-named newer one safe."""
+    """Pod to delete; the UID protects a newer pod of the same name."""
 
     name: str
     uid: str
@@ -219,14 +226,15 @@ class AttemptStart:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now. An empty plan means: all is as it should be."""
+    """Actions to take now. An empty plan means that nothing has to change."""
 
     status: TrainingJobStatus | None = None
-    """The status to have; None when there is no TrainingJob to write to."""
+    """Status to write; None when there is no TrainingJob to write to."""
     start: AttemptStart | None = None
     deletions: tuple[PodDeletion, ...] = ()
     events: tuple[PlannedEvent, ...] = ()
     expire: bool = False
-    """Delete the TrainingJob: its time to live after the end is over."""
+    """Whether to delete the TrainingJob, because its TTL is over."""
     requeue_seconds: float | None = field(default=None)
-    """Reconcile again then even if nothing happens; deadlines are recomputed from stored times."""
+    """Seconds until the next reconcile if no event comes first. It recomputes deadlines from stored
+    times."""

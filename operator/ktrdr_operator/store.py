@@ -1,188 +1,55 @@
-"""Store: what is known of every TrainingJob and its pods, small enough to hold 10,000 of each.
+"""Store: latest known state of every TrainingJob and its pods, small enough for 10,000 of each.
 
-Written by `intake` (watch events), `resync` (lists), `apply` (answers to our own writes) and
-`observe` (live GETs); read by `observe`, `metrics` and `report_interval`. Which of two reports is
-newer is decided by `latest`. Rebuilt from a list at every start: nothing here is truth, and a
-decision that would do harm if the store were stale asks the API server first.
+Written by `intake` (watch events), `resync` (lists), `apply` (answers to the operator's own writes)
+and `observe` (live GETs); read by `observe`, `metrics` and `report_interval`. `latest` decides
+which of two states is newer. Rebuilt from a list at every start. The store may be outdated, so
+`observe` asks the API server before a decision that an outdated state would make harmful.
 
-Objects are kept as projections, not as parsed JSON: a TrainingJob and its pod are 96 kB as Python
-dicts with managedFields, 48 kB without (measured), and 2 to 6 kB as kept here. A TrainingJob that
-is finished and settled is kept without its body, and its finished pods are not kept at all.
+Objects are kept as `projections`, not as parsed JSON. A settled TrainingJob is kept without its
+body, and its finished pods are not kept at all.
 """
 
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from sys import intern
-from typing import Final, NamedTuple
+from typing import Final
 
-import orjson
-
-from ktrdr_api import names
-from ktrdr_api.conditions import ConditionType, Phase
+from ktrdr_api.conditions import Phase
 from ktrdr_operator.latest import Latest, Listing
+from ktrdr_operator.projections import JobKey as JobKey
+from ktrdr_operator.projections import KnownJob as KnownJob
+from ktrdr_operator.projections import KnownPod as KnownPod
+from ktrdr_operator.projections import PodKey as PodKey
+from ktrdr_operator.projections import (
+    is_decisive_progress,
+    known_pod,
+    pod_essence,
+    progress_of,
+)
+from ktrdr_operator.projections import job_key as job_key
+from ktrdr_operator.projections import known_job as known_job
+from ktrdr_operator.projections import owner_key as owner_key
 from ktrdr_operator.snapshot import PodView
 from ktrdr_operator.views import Raw, view_pod
 
-LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 DELETED_PODS_PER_JOB: Final = 8
-"""Anybody may create and delete pods that carry a TrainingJob's label; more are not remembered."""
-_DROPPED_METADATA: Final = frozenset({"managedFields", "resourceVersion"})
-_POD_OVER: Final = ("Succeeded", "Failed")
-_CANCELLING: Final = "Cancelling"
-
-
-class JobKey(NamedTuple):
-    """Identity of a TrainingJob as a queue key."""
-
-    namespace: str
-    name: str
-
-
-class PodKey(NamedTuple):
-    """Identity of a pod in the store."""
-
-    namespace: str
-    name: str
-
-
-def job_key(raw: Raw) -> JobKey:
-    """Key of a TrainingJob."""
-    metadata = raw["metadata"]
-    return JobKey(intern(metadata["namespace"]), metadata["name"])
-
-
-def owner_key(pod: Raw) -> JobKey | None:
-    """Key of the TrainingJob that a pod's label names; None for a pod without the label."""
-    metadata = pod["metadata"]
-    job = metadata.get("labels", {}).get(names.LABEL_JOB)
-    return JobKey(intern(metadata["namespace"]), job) if job else None
-
-
-@dataclass(frozen=True, slots=True)
-class KnownJob:
-    """One TrainingJob: one record, one version. Replaced as a whole, never changed in place."""
-
-    uid: str
-    version: int
-    """`metadata.resourceVersion`; body and progress are both of this version."""
-    generation: int
-    phase: str
-    """Empty until the operator has written a status."""
-    is_finished: bool
-    """Whether condition Finished is True."""
-    is_stop_requested: bool
-    """Not finished, and cancelled or deleted by a user."""
-    size_bytes: int
-    """JSON size as the API server stores it, managedFields and last-applied included."""
-    reported_at: float
-    """Monotonic seconds when the latest progress, or else the object, was received."""
-    body: bytes
-    """JSON without managedFields, last-applied, resourceVersion and status.progress. Empty once the
-    job is finished and settled (status.observedGeneration is the generation)."""
-    progress: bytes
-    """JSON of status.progress; empty when there is none."""
-    attempt: int = 0
-    """`status.attempt`."""
-    is_waiting: bool = False
-    """Whether status.waiting is present: nothing of it runs or is about to."""
-    finished_time: str = ""
-    """`status.completionTime` of a finished job."""
-    ttl_seconds: int | None = None
-    """`spec.ttlSecondsAfterFinished`."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is left to do for it, except to delete it when its TTL is over."""
-        return not self.body
-
-
-@dataclass(frozen=True, slots=True)
-class KnownPod:
-    """One pod that exists."""
-
-    view: PodView
-    version: int
-    job: JobKey
-    """The TrainingJob whose label it has, or had."""
-    is_over: bool
-    """Phase Succeeded or Failed: no process of it can run any more."""
-
-    @property
-    def uid(self) -> str:
-        """UID of the pod."""
-        return self.view.uid
-
-
-def _is_true(status: Raw, condition: str) -> bool:
-    conditions = status.get("conditions") or ()
-    return any(c.get("type") == condition and c.get("status") == "True" for c in conditions)
-
-
-def _body(raw: Raw) -> bytes:
-    """JSON of all that a decision may depend on, except progress; equal when all that is equal."""
-    metadata = {k: v for k, v in raw["metadata"].items() if k not in _DROPPED_METADATA}
-    annotations = metadata.get("annotations")
-    if annotations and LAST_APPLIED in annotations:
-        metadata["annotations"] = {k: v for k, v in annotations.items() if k != LAST_APPLIED}
-    status = {k: v for k, v in (raw.get("status") or {}).items() if k != "progress"}
-    body = {**raw, "metadata": metadata, "status": status}
-    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-
-
-def _progress(raw: Raw) -> bytes:
-    progress = (raw.get("status") or {}).get("progress")
-    return orjson.dumps(progress) if progress else b""
-
-
-def _differs_for_decision(before: bytes, now: bytes) -> bool:
-    """Whether a decision depends on the difference between two progress reports."""
-    if before == now:
-        return False
-    old, new = (orjson.loads(progress) if progress else {} for progress in (before, now))
-    is_cancelling = [progress.get("stage") == _CANCELLING for progress in (old, new)]
-    return bool(old.get("attempt") != new.get("attempt")) or is_cancelling[0] != is_cancelling[1]
-
-
-def known_job(raw: Raw, *, size_bytes: int, reported_at: float) -> KnownJob:
-    """Project a TrainingJob; it need not be valid, only an object with metadata."""
-    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-    generation = metadata.get("generation", 0)
-    is_finished = _is_true(status, ConditionType.FINISHED)
-    is_deleting = "deletionTimestamp" in metadata
-    is_settled = is_finished and status.get("observedGeneration") == generation and not is_deleting
-    ttl = spec.get("ttlSecondsAfterFinished")
-    return KnownJob(
-        uid=metadata["uid"],
-        version=int(metadata["resourceVersion"]),
-        generation=generation,
-        phase=intern(str(status.get("phase") or "")),
-        is_finished=is_finished,
-        is_stop_requested=not is_finished and (is_deleting or bool(spec.get("cancel"))),
-        size_bytes=size_bytes or len(orjson.dumps(raw)),
-        reported_at=reported_at,
-        body=b"" if is_settled else _body(raw),
-        progress=b"" if is_settled else _progress(raw),
-        attempt=status.get("attempt") or 0,
-        is_waiting="waiting" in status,
-        finished_time=str(status.get("completionTime") or "") if is_finished else "",
-        ttl_seconds=ttl if isinstance(ttl, int) else None,
-    )
+"""Maximum of deleted pods remembered per job: any user may create and delete pods with its
+label."""
 
 
 @dataclass(slots=True)
 class ResyncToken:
-    """A full list of TrainingJobs and pods in progress."""
+    """Full lists of TrainingJobs and pods in progress."""
 
     jobs: Listing[JobKey]
     pods: Listing[PodKey]
 
 
 class Store:
-    """Latest known TrainingJobs and pods, and what is shared by all of them."""
+    """Latest known TrainingJobs and pods, and the report interval of all of them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin empty.
+        """Create an empty store.
 
         Args:
             clock: monotonic seconds.
@@ -193,9 +60,9 @@ class Store:
         self._pods_of: dict[JobKey, set[PodKey]] = {}
         self._deleted_pods: dict[JobKey, dict[str, PodView]] = {}
         self.report_interval_seconds: int | None = None
-        """How long trainers should wait between reports; see `report_interval`."""
+        """Minimum seconds between progress reports of each trainer; see `report_interval`."""
         self.silence_seconds: float = 300.0
-        """A report after so long a silence is passed on: status may say NotReporting."""
+        """A report after a longer silence asks for a decision: status may say NotReporting."""
 
     @property
     def jobs(self) -> dict[JobKey, KnownJob]:
@@ -207,11 +74,7 @@ class Store:
         known = self.jobs.get(key)
         if known is None or not known.body:
             return None
-        raw: Raw = orjson.loads(known.body)
-        raw["metadata"]["resourceVersion"] = str(known.version)
-        if known.progress:
-            raw["status"]["progress"] = orjson.loads(known.progress)
-        return raw
+        return known.decode()
 
     def pods_of(self, key: JobKey) -> tuple[PodView, ...]:
         """Pods of a TrainingJob that exist, then deleted ones of its current attempt."""
@@ -223,7 +86,7 @@ class Store:
         return self._pods.records.get(PodKey(key.namespace, name))
 
     def is_deleted(self, uid: str) -> bool:
-        """Whether the TrainingJob with this UID was deleted a short while ago."""
+        """Whether the TrainingJob with this UID was deleted in the last ten minutes."""
         return self._jobs.is_deleted(uid)
 
     def seconds_since_report(self, key: JobKey) -> float | None:
@@ -232,7 +95,7 @@ class Store:
         return None if known is None else self._clock() - known.reported_at
 
     def progress_age_seconds(self) -> float:
-        """Longest silence of a running TrainingJob; by our clock, never the trainer's."""
+        """Longest time since the last report of a running TrainingJob, by the operator's clock."""
         now = self._clock()
         running = (job for job in self.jobs.values() if job.phase == Phase.RUNNING)
         return max((now - job.reported_at for job in running), default=0.0)
@@ -240,15 +103,15 @@ class Store:
     # Watch events.
 
     def put_job(self, raw: Raw, size_bytes: int = 0) -> bool:
-        """Take an event of a TrainingJob.
+        """Store an event of a TrainingJob.
 
         Args:
             raw: the object.
             size_bytes: its size on the wire; 0 measures it.
 
         Returns:
-            Whether a decision may depend on it. False when it is older than what is known,
-            changed nothing but the progress, or is the first news of a settled job.
+            Whether a decision may depend on it. False when it is older than the record, changed
+            only the progress, or is the first event of a settled job.
         """
         key, metadata = job_key(raw), raw["metadata"]
         if not self._jobs.is_news(key, metadata["uid"], int(metadata["resourceVersion"])):
@@ -259,11 +122,11 @@ class Store:
         return self._asks_for_decision(known, record)
 
     def drop_job(self, key: JobKey, uid: str, version: int = 0) -> bool:
-        """Take the deletion of a TrainingJob; a newer one of the same name stays."""
+        """Store the deletion of a TrainingJob; a newer one of the same name stays."""
         return self._jobs.drop(key, uid, version)
 
     def put_pod(self, raw: Raw) -> bool:
-        """Take an event of a pod.
+        """Store an event of a pod.
 
         Returns:
             Whether a decision may depend on it.
@@ -282,12 +145,12 @@ class Store:
         self._pods.put(pod, record)
         if known is None:
             return True
-        # A deleted TrainingJob has already been reconciled: the end of its pods is under way.
+        # A deleted TrainingJob has already been reconciled: its pods are being deleted.
         is_over = self.is_deleted(record.view.owner_uid)
-        return not is_over and _essence(known.view) != _essence(record.view)
+        return not is_over and pod_essence(known.view) != pod_essence(record.view)
 
     def drop_pod(self, raw: Raw) -> bool:
-        """Take the deletion of a pod.
+        """Store the deletion of a pod.
 
         Returns:
             Whether a decision may depend on it: not if its TrainingJob is deleted or settled.
@@ -299,41 +162,43 @@ class Store:
         if key is None:
             return False
         pod = PodKey(metadata["namespace"], metadata["name"])
-        known = self._pods.records.get(pod)
-        self._pods.drop(pod, metadata["uid"], int(metadata["resourceVersion"]))
-        if self._pods.records.get(pod) is None and (known is None or known.uid == metadata["uid"]):
+        if self._pods.drop(pod, metadata["uid"], int(metadata["resourceVersion"])):
             self._remember_deleted(key, view_pod(raw, gone=True))
         job = self.jobs.get(key)
         return job is not None and not job.is_settled
 
-    # Answers to requests of ours.
+    # Answers to the operator's own requests.
 
     def put_live_job(self, key: JobKey, raw: Raw | None, before: KnownJob | None) -> None:
-        """Take the answer of a GET that was sent when `before` was the record."""
-        record = None if raw is None else self._project(key, raw, 0)
+        """Store the answer of a GET that was sent when `before` was the record.
+
+        The body of a settled job is kept until the next resync, because it was requested.
+        """
+        record = None if raw is None else self._project(key, raw, 0, keep_body=True)
         self._jobs.put_live(key, record, before)
 
     def put_live_pod(
         self, key: JobKey, name: str, raw: Raw | None, before: KnownPod | None
     ) -> None:
-        """Take the answer of a GET that was sent when `before` was the record.
+        """Store the answer of a GET that was sent when `before` was the record.
 
-        A pod that exists is kept even if it has lost the label that the watch selects by.
+        A pod that exists is kept even if it has lost the label by which the watch selects.
         """
         pod = PodKey(key.namespace, name)
         record = None if raw is None else known_pod(key, raw)
         if record is not None and not self._is_kept(record):
+            self._pods.forget(pod)
             return
         self._pods.put_live(pod, record, before)
         if before is not None and self._pods.records.get(pod) is None:
             self._remember_deleted(before.job, replace(before.view, gone=True))
 
     def put_own_write(self, raw: Raw) -> None:
-        """Take the answer to a status write of ours; its echo on the watch is no news then."""
+        """Store the answer to an own status write, so that its echo on the watch is not newer."""
         self.put_job(raw)
 
     def put_created_pod(self, key: JobKey, raw: Raw) -> None:
-        """Take a pod as it was created; its ADDED event is no news then."""
+        """Store a pod as the API server created it, so that its ADDED event is not newer."""
         metadata = raw["metadata"]
         pod = PodKey(metadata["namespace"], metadata["name"])
         self._pods.put(pod, known_pod(key, raw))
@@ -345,7 +210,7 @@ class Store:
         return ResyncToken(self._jobs.begin_list(), self._pods.begin_list())
 
     def put_listed_job(self, token: ResyncToken, raw: Raw, size_bytes: int = 0) -> bool:
-        """Take a TrainingJob of a list; returns whether a decision may depend on it."""
+        """Store a TrainingJob of a list; returns whether a decision may depend on it."""
         key, metadata = job_key(raw), raw["metadata"]
         version = (metadata["uid"], int(metadata["resourceVersion"]))
         if not self._jobs.is_listed_news(token.jobs, key, version):
@@ -355,7 +220,7 @@ class Store:
         return self._asks_for_decision(known, record)
 
     def put_listed_pod(self, token: ResyncToken, raw: Raw) -> JobKey | None:
-        """Take a pod of a list; returns its TrainingJob if a decision may depend on it.
+        """Store a pod of a list; returns its TrainingJob if a decision may depend on it.
 
         Raises:
             KeyError, TypeError, ValueError: the pod is not readable.
@@ -370,13 +235,13 @@ class Store:
             self._pods.forget(pod)
             return None if known is None else key
         self._pods.put_listed(token.pods, pod, record)
-        is_same = known is not None and _essence(known.view) == _essence(record.view)
+        is_same = known is not None and pod_essence(known.view) == pod_essence(record.view)
         return None if is_same else key
 
     def finish_resync(
         self, token: ResyncToken, skipped_namespaces: Collection[str] = ()
     ) -> set[JobKey]:
-        """Drop what was in no list; returns the TrainingJobs that this concerns.
+        """Drop objects that were in no list; returns the TrainingJobs that this concerns.
 
         Args:
             token: what `begin_resync` returned.
@@ -385,31 +250,34 @@ class Store:
         pods_before = dict(self._pods.records)
         jobs = self._jobs.finish_list(token.jobs, lambda k: k.namespace not in skipped_namespaces)
         pods = self._pods.finish_list(token.pods, lambda k: k.namespace not in skipped_namespaces)
+        self._drop_bodies()
         for known in (pods_before[pod] for pod in pods):
             self._remember_deleted(known.job, replace(known.view, gone=True))
         return {*jobs, *(pods_before[pod].job for pod in pods)}
 
     def forget_namespace(self, namespace: str) -> None:
-        """Stop keeping a namespace that the operator may no longer read."""
+        """Stop keeping objects of a namespace that the operator can no longer read."""
         for job in [key for key in self.jobs if key.namespace == namespace]:
             self._jobs.forget(job)
         for pod in [key for key in self._pods.records if key.namespace == namespace]:
             self._pods.forget(pod)
 
     def replace(self, jobs: Iterable[Raw], pods: Iterable[Raw]) -> set[JobKey]:
-        """Take a full list in one go; returns every key that changed or disappeared."""
+        """Store complete lists; returns every key that changed or disappeared."""
         token = self.begin_resync()
         changed = {job_key(raw) for raw in jobs if self.put_listed_job(token, raw)}
         touched = {self.put_listed_pod(token, raw) for raw in pods}
         return changed | {key for key in touched if key} | self.finish_resync(token)
 
-    def _project(self, key: JobKey, raw: Raw, size_bytes: int) -> KnownJob:
-        known, progress = self.jobs.get(key), _progress(raw)
+    def _project(
+        self, key: JobKey, raw: Raw, size_bytes: int, *, keep_body: bool = False
+    ) -> KnownJob:
+        known, progress = self.jobs.get(key), progress_of(raw)
         is_same = known is not None and known.uid == raw["metadata"]["uid"]
         reported_at = self._clock()
         if known is not None and is_same and progress == known.progress:
             reported_at = known.reported_at
-        return known_job(raw, size_bytes=size_bytes, reported_at=reported_at)
+        return known_job(raw, size_bytes=size_bytes, reported_at=reported_at, keep_body=keep_body)
 
     def _asks_for_decision(self, known: KnownJob | None, job: KnownJob) -> bool:
         if known is None:
@@ -417,7 +285,12 @@ class Store:
         if known.uid != job.uid or known.is_settled or known.body != job.body:
             return True
         is_first_after_silence = job.reported_at - known.reported_at > self.silence_seconds
-        return is_first_after_silence or _differs_for_decision(known.progress, job.progress)
+        return is_first_after_silence or is_decisive_progress(known.progress, job.progress)
+
+    def _drop_bodies(self) -> None:
+        for key, job in self.jobs.items():
+            if job.is_settled and job.body:
+                self.jobs[key] = replace(job, body=b"", progress=b"")
 
     def _is_kept(self, pod: KnownPod) -> bool:
         job = self.jobs.get(pod.job)
@@ -443,7 +316,7 @@ class Store:
             self._deleted_pods.get(pod.job, {}).pop(key.name, None)
 
     def _remember_deleted(self, key: JobKey, view: PodView) -> None:
-        """Keep how a pod of the current attempt ended: it may be the result of the attempt."""
+        """Keep the last state of a deleted pod: it may contain the result of its attempt."""
         job = self.jobs.get(key)
         if job is None or job.is_settled or not _may_matter(view, job):
             return
@@ -461,20 +334,5 @@ class Store:
             self._deleted_pods.pop(key, None)
 
 
-def known_pod(key: JobKey, raw: Raw) -> KnownPod:
-    """Project a pod.
-
-    Raises:
-        KeyError, TypeError, ValueError: the pod is not readable.
-    """
-    is_over = (raw.get("status") or {}).get("phase") in _POD_OVER
-    return KnownPod(view_pod(raw), int(raw["metadata"]["resourceVersion"]), key, is_over)
-
-
 def _may_matter(view: PodView, job: KnownJob) -> bool:
     return view.owner_uid == job.uid and view.attempt >= job.attempt
-
-
-def _essence(view: PodView) -> PodView:
-    """Leave out the node while a pod waits: no decision asks where."""
-    return view if view.started or view.ended else replace(view, node=None)

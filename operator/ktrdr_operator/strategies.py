@@ -1,9 +1,9 @@
-"""Strategies of attempts that are about to start: inline, resolved earlier, or from a ConfigMap.
+"""Strategy reader: text for an attempt that may start, inline, stored earlier, or from a ConfigMap.
 
-A strategy is resolved once per job. One that does not fit into the pod is stored in a ConfigMap of
-the job, and later attempts take it from there: editing the user's ConfigMap does not change a
-running job. A missing one is read less and less often, in the end once per minute, however many
-jobs wait for it: ConfigMaps are not watched (there are too many).
+A strategy is resolved once per job. If it does not fit into the pod, it is stored in a ConfigMap of
+the job, from which later attempts read it: editing the user's ConfigMap does not change a running
+job. A missing ConfigMap is read with growing pauses, up to one minute, however many jobs wait for
+it: ConfigMaps are not watched, because a cluster has too many. Called by `observe`.
 """
 
 from collections import OrderedDict
@@ -20,10 +20,11 @@ from ktrdr_operator.views import Raw, sanitize, training_job_uid
 REREAD_MIN_SECONDS: Final = 5.0
 REREAD_MAX_SECONDS: Final = 60.0
 REREAD_FOR_NEW_JOB_SECONDS: Final = 1.0
-"""For a job that has come after the last read: its ConfigMap may have come with it. Not at once, as
-a thousand jobs may come together."""
+"""Pause for a job that was created after the last read, because its ConfigMap may have been created
+with it. Not 0, because a thousand jobs may be created together."""
 MAX_REMEMBERED: Final = 20_000
-"""ConfigMaps, some 400 bytes each. One that is forgotten is read as often as in the beginning."""
+"""Maximum of missing keys remembered, about 400 bytes each. A forgotten one starts again with the
+shortest pause."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class _Missing:
     problem: str
     read_at: float
     pause_seconds: float
-    """Until the next read; doubled each time."""
+    """Seconds until the next read; doubled each time."""
 
 
 @dataclass
 class StrategyReader:
-    """Reads strategies; remembers which ones are missing."""
+    """Reads strategies and remembers missing ones."""
 
     cluster: ClusterApi
     clock: Callable[[], float]
@@ -49,8 +50,8 @@ class StrategyReader:
 
         Args:
             job: The TrainingJob.
-            first_seen: When this process first saw the job: an answer from before says nothing
-                about a ConfigMap that was applied together with it.
+            first_seen: When this process first saw the job. An earlier answer does not apply to a
+                ConfigMap that was created together with the job.
 
         Raises:
             ApiError: The API server did not answer.
@@ -68,7 +69,7 @@ class StrategyReader:
         return await self._read_reference(job, ref, first_seen)
 
     async def _read_resolved(self, job: JobView) -> str | None:
-        """Text that an earlier attempt has stored; the first attempt has none."""
+        """Read the text that a previous attempt has stored; None for the first attempt."""
         if job.status.observed_generation < 0 and job.status.attempt == 0:
             return None
         name = names.strategy_name(job.name, job.uid)
@@ -106,7 +107,7 @@ def _find(job: JobView, ref: ConfigMapKeyRef, config_map: Raw | None) -> Strateg
         return StrategyText(problem=f"{where} does not exist; create it and the job starts")
     text = config_map.get("data", {}).get(ref.key)
     if text is None:
-        # Not the keys that it has: who may create TrainingJobs may not be allowed to read it.
+        # Existing keys are not listed: the user may not have the right to read the ConfigMap.
         return StrategyText(
             problem=f'{where} has no key "{ref.key}" (its keys: kubectl describe configmap '
             f"{ref.name} -n {job.namespace}); add the key and the job starts"

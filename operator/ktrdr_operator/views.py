@@ -1,7 +1,7 @@
-"""Views: raw objects as decisions see them. Pure parsing; no I/O.
+"""Views: parses raw objects into the typed values that decisions depend on. No I/O.
 
-`store` and `watch_filter` keep and compare pod views, `observe` builds the Snapshot from both.
-Foreign text (of the scheduler, the kubelet, the trainer) is made safe here.
+`store` keeps and compares pod views; `observe` builds the Snapshot from pod and job views. Foreign
+text (of the scheduler, the kubelet, the trainer) is sanitized here.
 """
 
 import logging
@@ -25,43 +25,50 @@ Raw = dict[str, Any]
 """A Kubernetes object as JSON."""
 
 TEXT_MAX_LENGTH: Final = 800
-"""Leaves room in a 1,024-character status message for our own words."""
+"""Leaves room for the operator's own text in a status message of 1,024 characters."""
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _POD_NAME: Final = re.compile(r"-(?P<attempt>[0-9]{1,9})-(?P<rank>[0-9]{1,4})$")
 _NO_VOLUME: Final = {"persistentVolumeClaim": {"claimName": "unreadable"}}
 _NO_SPEC: Final = {"strategy": {}, "data": _NO_VOLUME, "output": _NO_VOLUME}
-"""Stands in for a spec that cannot be read, so that its status can be decided."""
+"""Placeholder for a spec that cannot be read, so that the status can be decided."""
 _INIT_WORDS: Final = frozenset({"PodInitializing", "ContainerCreating"})
-"""Reasons that say nothing but that somebody else is being waited for."""
+"""Reasons that only say that another container or the kubelet has not finished its part."""
 
 
 def sanitize(text: str) -> str:
-    """Foreign text made safe for status: no control or bidi characters, bounded, its end kept."""
+    """Make foreign text safe for status: no control or bidi characters, bounded, its end kept."""
     kept = (" " if _is_control(c) else c for c in _ESCAPES.sub(" ", text))
     plain = "".join(kept).encode(errors="replace").decode().strip()
     return plain if len(plain) <= TEXT_MAX_LENGTH else "..." + plain[3 - TEXT_MAX_LENGTH :]
 
 
 def _is_control(character: str) -> bool:
-    """Control, format (bidi overrides among them), surrogate or line separator; not a newline."""
+    """Whether it is a control, format (bidi override), surrogate or separator, not a newline."""
     category = unicodedata.category(character)
     return character != "\n" and (category in ("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
-def training_job_uid(metadata: Raw) -> str:
-    """UID of the TrainingJob that controls an object; empty for another owner's object."""
+def training_job_owner(metadata: Raw) -> Raw | None:
+    """Reference to the TrainingJob that controls an object; None for another owner's object."""
     for owner in metadata.get("ownerReferences", []):
         group = owner["apiVersion"].partition("/")[0]
         if owner.get("controller") and (group, owner["kind"]) == (names.GROUP, names.KIND):
-            return str(owner["uid"])
-    return ""
+            found: Raw = owner
+            return found
+    return None
+
+
+def training_job_uid(metadata: Raw) -> str:
+    """UID of the TrainingJob that controls an object; empty for another owner's object."""
+    owner = training_job_owner(metadata)
+    return str(owner["uid"]) if owner is not None else ""
 
 
 def view_job(raw: Raw) -> JobView:
-    """Parse a TrainingJob. What cannot be read is left out, never an exception.
+    """Parse a TrainingJob. Unreadable fields are left out and raise no exception.
 
-    An unreadable spec is named in `unreadable`; of an unreadable status every readable field is
-    kept, so that attempt and terminal conditions do not go back.
+    `unreadable` describes an unreadable spec. Every readable field of an unreadable status is kept,
+    so that attempt does not decrease and terminal conditions do not revert.
     """
     metadata = raw["metadata"]
     spec, unreadable = _spec(raw.get("spec", {}))
@@ -91,7 +98,7 @@ def _spec(raw: Raw) -> tuple[TrainingJobSpec, str]:
 
 
 def _readable_spec(raw: Raw) -> TrainingJobSpec:
-    """What a user may still change in a spec that cannot be read, each field by itself."""
+    """Fields of an unreadable spec that a user may still change, each parsed alone."""
     spec = TrainingJobSpec.model_validate(_NO_SPEC)
     for name in ("cancel", "ttlSecondsAfterFinished"):
         try:
@@ -113,7 +120,7 @@ def _status(raw: Raw) -> TrainingJobStatus:
 
 
 def _readable_status(given: Raw) -> TrainingJobStatus:
-    """Every field that can be read by itself."""
+    """All fields that can be parsed alone."""
     readable: Raw = {}
     for name, value in given.items():
         kept = _readable_conditions(value) if name == "conditions" else value
@@ -137,21 +144,21 @@ def _readable_conditions(value: object) -> list[Raw]:
 
 
 def _progress(reported: object, metadata: Raw) -> Progress | None:
-    """None as well where it cannot be read: the job's state does not depend on it."""
+    """Parse the progress; None if it is unreadable: the job's state does not depend on it."""
     if reported is None:
         return None
     try:
         return Progress.model_validate(reported)
     except ValidationError as error:
         where = {"namespace": metadata["namespace"], "job": metadata["name"]}
-        log.warning("status.progress ignored: %s", sanitize(str(error)), extra=where)
+        log.warning("status.progress not readable, ignored: %s", sanitize(str(error)), extra=where)
         return None
 
 
 def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
     """Parse a pod of a TrainingJob.
 
-    Attempt and rank come from the name, which cannot change; labels can.
+    Attempt and rank are parsed from the name, which cannot change, unlike labels.
     """
     metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
     number = _POD_NAME.search(metadata["name"])
@@ -174,9 +181,10 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
         phase=status.get("phase", ""),
         message=sanitize(_pod_message(status)),
         scheduler=spec.get("schedulerName", ""),
-        # A container that runs has started, whatever time its node says.
+        # A running container has started, even if its node reports no valid time.
         started=_time(running.get("startedAt")) or created if running is not None else None,
         termination=termination,
+        others_alive=_others_alive(status),
         wait_reason=None,
     )
     if running is not None or view.ended:
@@ -186,7 +194,7 @@ def view_pod(raw: Raw, *, gone: bool = False) -> PodView:
 
 
 def _pod_message(status: Raw) -> str:
-    """The pod's own words; without any, those of the init container that made it fail."""
+    """Message of the pod, otherwise of the init container that made it fail."""
     reason, message = status.get("reason", ""), status.get("message", "")
     if reason and message:
         return f"{reason}: {message}"
@@ -198,7 +206,7 @@ def _pod_message(status: Raw) -> str:
 
 
 def _sidecars(spec: Raw) -> frozenset[str]:
-    """Init containers that go on running beside the trainer."""
+    """Names of the init containers that run beside the trainer."""
     containers = spec.get("initContainers", [])
     return frozenset(c["name"] for c in containers if c.get("restartPolicy") == "Always")
 
@@ -209,6 +217,15 @@ def _trainer_state(status: Raw) -> Raw:
             state: Raw = container.get("state", {})
             return state
     return {}
+
+
+def _others_alive(status: Raw) -> bool:
+    """Init containers do not count: the kubelet stops sidecars among them after the trainer."""
+    return any(
+        "terminated" not in container.get("state", {})
+        for container in status.get("containerStatuses", [])
+        if container["name"] != names.TRAINER_CONTAINER
+    )
 
 
 def _disrupted(status: Raw, conditions: dict[str, Raw]) -> bool:
@@ -238,10 +255,10 @@ def _termination(terminated: Raw | None) -> Termination | None:
 
 
 def _result(message: str) -> RunResult | None:
-    """None when the trainer was killed before it wrote one: then this is the end of its log.
+    """Parse a run result; None if the trainer was killed before it wrote one.
 
-    The trainer's image is the user's choice: its result is foreign text, and two metrics of one
-    name would make the API server refuse the status.
+    The message is the end of the log then. The user chooses the trainer's image, so its result is
+    foreign text, and two metrics of the same name would make the API server reject the status.
     """
     try:
         result = RunResult.model_validate_json(message)
@@ -254,10 +271,10 @@ def _result(message: str) -> RunResult | None:
 def _wait_reason(
     status: Raw, conditions: dict[str, Raw], state: Raw, sidecars: frozenset[str]
 ) -> WaitReason | None:
-    """The most specific words of the pod's own status; None where it says nothing.
+    """Most specific reason in the pod's status; None if it contains none.
 
-    The scheduler first, then init containers and sidecars (they come before the trainer), then the
-    trainer container, then other containers, then conditions such as a sandbox that failed.
+    In this order: the scheduler, init containers and sidecars (they start before the trainer), the
+    trainer container, other containers, conditions such as a failed sandbox.
     """
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False" and scheduled.get("message"):
@@ -275,9 +292,10 @@ def _wait_reason(
 
 
 def _init_words(containers: Iterable[Raw], sidecars: frozenset[str]) -> Iterable[WaitReason | None]:
-    """Init containers run one after the other, each until it has ended, or a sidecar has started.
+    """Reasons of init containers, which run one after the other until each has ended.
 
-    The kubelet reports `started` of an ordinary one as well, as soon as it runs.
+    A sidecar counts until it has started. The kubelet also reports `started` for an ordinary init
+    container as soon as it runs.
     """
     for container in containers:
         yield from _container_words("Init container", (container,))
@@ -320,6 +338,6 @@ def _condition_words(conditions: Iterable[Raw]) -> Iterable[WaitReason | None]:
 
 
 def _time(text: str | None) -> datetime | None:
-    """None for the epoch as well: the kubelet's value for a container that never started."""
+    """Parse a time; None for 1970, the kubelet's value for a container that never started."""
     moment = datetime.fromisoformat(text) if text else None
     return moment if moment is None or moment.year > 1970 else None

@@ -1,14 +1,15 @@
-"""Watch session: the client middleware of kopf's HTTP session, which answers lists and watches.
+"""Watch session: client middleware of kopf's HTTP session that rewrites lists and watches.
 
-kopf gets no list of its own: it needs 3 ms for each object (measured), so that 2,500 TrainingJobs
-kept its watches closed for more than a minute. Its list requests are answered with no items, at the
-resource version of a real request for one object; the watch opens at once from there, and `resync`
-lists. Whatever happens to an object after that version, the watch reports.
+kopf receives no list: it needs 3 ms per object (measured), so that with 2,500 TrainingJobs its
+watches opened after more than a minute. Its list requests are answered with no items, at the
+resource version of a real request for one object. The watch opens immediately from there and
+reports every later change; `resync` reads the full lists.
 
-A collection that the operator may not read (403: its namespace or RoleBinding was deleted) is kept
-from kopf, which would end the process: its watch request waits here until it is allowed again.
+A collection that the operator is not allowed to read (403: its namespace or RoleBinding was
+deleted) is hidden from kopf, which would end the process: the watch request waits here until it is
+allowed.
 
-`handlers` gives the session to kopf; the lines of a watch go on to `watch_filter`.
+`handlers` passes the session to kopf; the lines of a watch go on to `watch_filter`.
 """
 
 import asyncio
@@ -23,15 +24,15 @@ from ktrdr_operator.watch_filter import WatchFilter
 from ktrdr_operator.watches import Watches
 
 FORBIDDEN_RETRY_SECONDS: Final = 10.0
-"""Between two requests for a watch that is refused. kopf gives up its own request after 70 s
-without a bookmark and sends the next one at once: no more than 8 a minute."""
+"""Pause between two requests for a watch that is rejected. kopf gives up its own request after 70 s
+without a bookmark and sends the next one immediately: at most 8 requests per minute."""
 _REFUSED: Final = frozenset({403, 404})
 _PLURALS: Final = frozenset({TRAINING_JOBS.plural, PODS.plural})
 
 
 @dataclass(frozen=True)
 class WatchSession:
-    """Sees every request of kopf's."""
+    """Middleware that every request of kopf passes through."""
 
     watch_filter: WatchFilter
     watches: Watches

@@ -147,6 +147,12 @@ def test_two_teams_install_an_operator_each_without_cluster_rights(
         succeeded(helm(kube, "uninstall", "ktrdr", *where))
 
 
+def test_notes_warn_where_no_release_has_installed_the_crd(cluster: Kube) -> None:
+    command = ("install", "chart-test", str(CHART), "--dry-run=client")
+    notes = succeeded(helm(cluster, *command, values=NAMESPACED))
+    assert "WARNING: this cluster does not know TrainingJobs" in notes
+
+
 @pytest.mark.usefixtures("crd")
 def test_uninstall_keeps_the_guard_of_running_trainers_and_says_so(kube: Kube) -> None:
     values = {**served(kube), "admission": {"enabled": True}}
@@ -154,6 +160,7 @@ def test_uninstall_keeps_the_guard_of_running_trainers_and_says_so(kube: Kube) -
     notes = succeeded(helm(kube, *install, values=values))
     policy = f"{kube.namespace}.ktrdr-trainer"
     kinds = ("validatingadmissionpolicy", "validatingadmissionpolicybinding")
+    assert "WARNING" not in notes  # the cluster has the CustomResourceDefinition
     removal = [line.split() for line in notes.splitlines() if line.startswith("  kubectl delete ")]
 
     succeeded(helm(kube, "uninstall", "ktrdr", f"-n={kube.namespace}"))

@@ -205,7 +205,7 @@ async def test_lease_has_one_leader_and_changes_hands_on_release(
     client: Cluster, kube: Kube
 ) -> None:
     one, two = (
-        Leader(client, kube.namespace, name, lambda: datetime.now(UTC), time.monotonic)
+        Leader(client, kube.namespace, "lease", name, lambda: datetime.now(UTC), time.monotonic)
         for name in ("one", "two")
     )
     await one.acquire(lambda: None)
@@ -225,6 +225,6 @@ async def test_lease_has_one_leader_and_changes_hands_on_release(
     await asyncio.gather(holding, return_exceptions=True)
     await one.release()
     await asyncio.wait_for(waiting, 4)
-    lease = await client.get(LEASES, kube.namespace, "ktrdr-operator")
+    lease = await client.get(LEASES, kube.namespace, "lease")
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == "two"

@@ -1,19 +1,40 @@
 """Every rule of the TrainingJob's schema, on a real API server, with the words a user reads."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from ktrdr_api.crd import build
 from ktrdr_api.training_job import Progress
-from kube import Kube, Raw, RefusedError, training_job
-
-pytestmark = pytest.mark.usefixtures("crd")
+from kube import Kube, Raw, RefusedError
+from kube import training_job as smallest_job
 
 DRY_RUN = "--dry-run=server"
 STATUS = "--subresource=status"
 TIME = "2026-01-01T00:00:00Z"
+GROUP = "rules.ktrdr.io"
+RESOURCE = f"trainingjobs.{GROUP}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def crd_without_operator(cluster: Kube) -> Iterator[None]:
+    """The CRD of this checkout under another API group, so that no operator writes the status."""
+    crd = build()
+    crd["metadata"]["name"] = RESOURCE
+    crd["spec"]["group"] = GROUP
+    crd["spec"]["names"] |= {"shortNames": [], "categories": []}
+    cluster.apply(crd, "--server-side")
+    cluster.run("wait", "--for=condition=Established", f"crd/{RESOURCE}", "--timeout=10s")
+    yield
+    cluster.run("delete", "crd", RESOURCE, "--wait=false")
+
+
+def training_job(name: str = "job", **spec: Any) -> Raw:
+    """The smallest valid TrainingJob, in the API group of this module."""
+    return {**smallest_job(name, **spec), "apiVersion": f"{GROUP}/v1alpha1"}
 
 
 def resources(**resources: Any) -> Raw:
@@ -163,21 +184,21 @@ def test_spec_after_creation_is_immutable_but_for_cancel(kube: Kube) -> None:
     ]
     for change in changes:
         with pytest.raises(RefusedError) as refused:
-            kube.patch("trainingjobs.ktrdr.io", "job", {"spec": change}, DRY_RUN)
+            kube.patch(RESOURCE, "job", {"spec": change}, DRY_RUN)
         [field] = change
         assert f"spec.{field} is immutable after creation" in str(refused.value)
 
 
 def test_cancel_is_one_way(kube: Kube) -> None:
     kube.create(training_job())
-    patched = kube.patch("trainingjobs.ktrdr.io", "job", {"spec": {"cancel": True}})
+    patched = kube.patch(RESOURCE, "job", {"spec": {"cancel": True}})
     assert patched["spec"]["cancel"] is True
     for value in (False, None):
         with pytest.raises(
             RefusedError,
             match=r"spec\.cancel: Forbidden: cancel cannot be reset to false; create a new",
         ):
-            kube.patch("trainingjobs.ktrdr.io", "job", {"spec": {"cancel": value}})
+            kube.patch(RESOURCE, "job", {"spec": {"cancel": value}})
 
 
 def progress(**progress: Any) -> Raw:
@@ -187,8 +208,8 @@ def progress(**progress: Any) -> Raw:
 
 def test_progress_never_goes_backwards(kube: Kube) -> None:
     kube.create(training_job())
-    kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 3}}, STATUS)
-    kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=2, step=10), STATUS)
+    kube.patch(RESOURCE, "job", {"status": {"attempt": 3}}, STATUS)
+    kube.patch(RESOURCE, "job", progress(attempt=2, step=10), STATUS)
     refusals: dict[str, Raw] = {
         "progress.step must not decrease within one attempt of the same pod": progress(
             attempt=2, step=9
@@ -202,23 +223,23 @@ def test_progress_never_goes_backwards(kube: Kube) -> None:
     }
     for message, patch in refusals.items():
         with pytest.raises(RefusedError) as refused:
-            kube.patch("trainingjobs.ktrdr.io", "job", patch, STATUS)
+            kube.patch(RESOURCE, "job", patch, STATUS)
         assert message in str(refused.value)
-    kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=2, step=10), STATUS)
+    kube.patch(RESOURCE, "job", progress(attempt=2, step=10), STATUS)
     # A new attempt goes on from its checkpoint, which may lie before the last report.
-    kube.patch("trainingjobs.ktrdr.io", "job", progress(attempt=3, step=4), STATUS)
+    kube.patch(RESOURCE, "job", progress(attempt=3, step=4), STATUS)
     # What an earlier job's pod has said too late does not bar this job's own.
     own = progress(attempt=3, step=1, podUID="another")
-    kube.patch("trainingjobs.ktrdr.io", "job", own, STATUS)
+    kube.patch(RESOURCE, "job", own, STATUS)
 
 
 def test_status_attempt_of_an_outdated_writer_is_refused(kube: Kube) -> None:
     kube.create(training_job())
-    kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 2}}, STATUS)
+    kube.patch(RESOURCE, "job", {"status": {"attempt": 2}}, STATUS)
     with pytest.raises(
         RefusedError, match=r"status\.attempt must not decrease: the writer has read an outdated"
     ):
-        kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": 1}}, STATUS)
+        kube.patch(RESOURCE, "job", {"status": {"attempt": 1}}, STATUS)
 
 
 def conditions(**status_by_type: str) -> Raw:
@@ -233,15 +254,15 @@ def test_terminal_condition_never_reverts(kube: Kube, terminal: str) -> None:
     done = conditions(Complete="False", Failed="False", Cancelled="False", Finished="False")
     for condition in done["status"]["conditions"]:
         condition["status"] = "True" if condition["type"] == terminal else "False"
-    kube.patch("trainingjobs.ktrdr.io", "job", done, STATUS)
+    kube.patch(RESOURCE, "job", done, STATUS)
     for undone in (conditions(**{terminal: "False"}), conditions(Running="False")):
         with pytest.raises(RefusedError, match="Finished must stay True once they are True"):
-            kube.patch("trainingjobs.ktrdr.io", "job", undone, STATUS)
+            kube.patch(RESOURCE, "job", undone, STATUS)
 
 
 def test_schema_is_explained_by_kubectl(cluster: Kube) -> None:
-    text = cluster.run("explain", "trainingjobs.ktrdr.io.spec.cancellation")
-    assert "Seconds the trainer has to end by itself" in text
+    text = cluster.run("explain", f"{RESOURCE}.spec.cancellation")
+    assert "Seconds from the cancel request until the trainer" in text
 
 
 def test_printer_columns_show_progress_and_the_message(kube: Kube) -> None:
@@ -249,9 +270,9 @@ def test_printer_columns_show_progress_and_the_message(kube: Kube) -> None:
     display = {"epoch": "3/50", "eta": "4m20s", "loss": "0.25", "batch": "120/640"}
     body = progress(attempt=1, percentage=7, display={**display, "progress": "7%"})
     body["status"] |= {"phase": "Running", "reason": "Running", "message": "Trainer is running"}
-    kube.patch("trainingjobs.ktrdr.io", "job", body, STATUS)
-    narrow = kube.run("get", "ktj", "job").splitlines()
-    wide = kube.run("get", "ktj", "job", "-owide").splitlines()
+    kube.patch(RESOURCE, "job", body, STATUS)
+    narrow = kube.run("get", RESOURCE, "job").splitlines()
+    wide = kube.run("get", RESOURCE, "job", "-owide").splitlines()
     head = ["NAME", "PHASE", "PROGRESS", "EPOCH", "ETA", "GPUS", "RETRIES", "AGE"]
     assert narrow[0].split() == head
     assert wide[0].split() == [*head, "LOSS", "BATCH", "HOST", "CHECKPOINT", "REASON", "MESSAGE"]
@@ -267,7 +288,11 @@ def test_printer_columns_show_progress_and_the_message(kube: Kube) -> None:
         "--force-conflicts",
         STATUS,
     )
-    assert kube.run("get", "ktj", "job").splitlines()[1].split()[:3] == ["job", "Running", "3/50"]
+    assert kube.run("get", RESOURCE, "job").splitlines()[1].split()[:3] == [
+        "job",
+        "Running",
+        "3/50",
+    ]
 
 
 def apply_status(kube: Kube, manager: str, status: Raw) -> Raw:
@@ -281,9 +306,7 @@ def apply_status(kube: Kube, manager: str, status: Raw) -> Raw:
 
 def managed_status_fields(kube: Kube) -> dict[str, Raw]:
     """What each field manager owns of status."""
-    job = json.loads(
-        kube.run("get", "trainingjobs.ktrdr.io", "job", "-ojson", "--show-managed-fields")
-    )
+    job = json.loads(kube.run("get", RESOURCE, "job", "-ojson", "--show-managed-fields"))
     return {
         entry["manager"]: entry["fieldsV1"]["f:status"]
         for entry in job["metadata"]["managedFields"]
@@ -362,13 +385,13 @@ def test_progress_of_an_attempt_that_is_not_on_record_is_refused(
     kube: Kube, on_record: int | None, reported: int, *, accepted: bool
 ) -> None:
     kube.create(training_job())
-    kube.patch("trainingjobs.ktrdr.io", "job", {"status": {"attempt": on_record}}, STATUS)
+    kube.patch(RESOURCE, "job", {"status": {"attempt": on_record}}, STATUS)
     report = progress(attempt=reported)
     if accepted:
-        kube.patch("trainingjobs.ktrdr.io", "job", report, STATUS)
+        kube.patch(RESOURCE, "job", report, STATUS)
         return
     with pytest.raises(RefusedError) as refused:
-        kube.patch("trainingjobs.ktrdr.io", "job", report, STATUS)
+        kube.patch(RESOURCE, "job", report, STATUS)
     assert (
         "status.progress.attempt: Invalid value: progress.attempt must not be above status.attempt:"
         " that attempt has not started"
@@ -389,10 +412,10 @@ def test_retry_time_of_an_attempt_that_has_not_ended_is_refused(
 ) -> None:
     kube.create(training_job())
     if accepted:
-        kube.patch("trainingjobs.ktrdr.io", "job", {"status": status}, STATUS)
+        kube.patch(RESOURCE, "job", {"status": status}, STATUS)
         return
     with pytest.raises(RefusedError, match="requires attemptState Ended"):
-        kube.patch("trainingjobs.ktrdr.io", "job", {"status": status}, STATUS)
+        kube.patch(RESOURCE, "job", {"status": status}, STATUS)
 
 
 TIMES = {
@@ -422,7 +445,7 @@ def test_time_is_accepted_by_the_server_and_by_the_models_alike(kube: Kube) -> N
         except ValidationError:
             by_model[time] = False
         try:
-            kube.patch("trainingjobs.ktrdr.io", "job", report, STATUS, DRY_RUN)
+            kube.patch(RESOURCE, "job", report, STATUS, DRY_RUN)
             by_server[time] = True
         except RefusedError:
             by_server[time] = False

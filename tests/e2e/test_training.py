@@ -120,7 +120,7 @@ def test_table_shows_what_people_look_for(trained: Trained) -> None:
 
     columns = dict(zip(header.split(), row.split(), strict=False))
     assert (columns["PHASE"], columns["PROGRESS"], columns["EPOCH"]) == (
-        *("Succeeded", "100", "600/600"),
+        *("Succeeded", "100%", "600/600"),
     )
 
 

@@ -18,7 +18,7 @@ PAGES = sorted(
 )
 EXAMPLES = sorted((ROOT / "docs/examples").glob("*.yaml"))
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir())
-TEST_NAME = re.compile(r"`(tests/[a-z_/]+\.py)` ((?:`[a-z_.]+`(?:, )?)+)")
+TEST_NAME = re.compile(r"`(tests/[a-z0-9_/]+\.py)` ((?:`[a-z0-9_.]+`(?:, )?)+)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -36,7 +36,7 @@ def test_architecture_names_only_tests_that_exist() -> None:
     assert named
     for path, words in named:
         source = (ROOT / path).read_text(encoding="utf-8")
-        for word in re.findall(r"`\.*([a-z_]+)\.*`", words):
+        for word in re.findall(r"`\.*([a-z0-9_]+)\.*`", words):
             assert word in source, (path, word)
 
 

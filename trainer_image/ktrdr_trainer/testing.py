@@ -203,7 +203,8 @@ class FakeApiServer:
         same_pod = new["podUID"] == old.get("podUID")
         before = (old.get("attempt", 0), old.get("step", 0) if same_pod else 0)
         if (new["attempt"], new["step"]) < before:
-            return 422, {"message": "an older attempt may not report: attempt must not fall"}
+            words = "progress.attempt must not decrease: a newer attempt has already reported"
+            return 422, {"message": words}
         self._replace({**job, "status": {**job["status"], "progress": new}}, "MODIFIED")
         return 200, self.job
 

@@ -22,6 +22,10 @@ from ktrdr_operator.snapshot import CreateFailure, CreateFailureKind
 
 MIN_SECONDS: Final = 1.0
 MAX_SECONDS: Final = 60.0
+_REMEDIES: Final = {
+    Reason.FAILED_CREATE: "once this is corrected the job starts: see waiting.retryTime",
+    Reason.NAME_CONFLICT: "tried again at waiting.retryTime",
+}
 
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
@@ -49,9 +53,7 @@ def retry_seconds(policy_input: PolicyInput, reason: str) -> float:
 def _waiting(policy_input: PolicyInput, reason: Reason, message: str) -> PolicyResult:
     seconds = retry_seconds(policy_input, reason)
     due = format_timestamp(policy_input.now + timedelta(seconds=seconds))
-    waiting = policy_input.waiting(
-        reason, f"{message}; tried again at waiting.retryTime", retry_time=due
-    )
+    waiting = policy_input.waiting(reason, f"{message}; {_REMEDIES[reason]}", retry_time=due)
     attempt = max(policy_input.status.attempt, 1)
     return PolicyResult(
         phase=Phase.PENDING,

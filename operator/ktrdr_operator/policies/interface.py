@@ -24,8 +24,11 @@ MESSAGE_MAX_LENGTH: Final = 1024
 CREATE_FAILURES: Final = frozenset({Reason.FAILED_CREATE, Reason.NAME_CONFLICT})
 """Reasons of `status.waiting` that a failed create of a child has left there."""
 REWORD_SECONDS: Final = 30.0
-"""A message about the same obstacle is not rewritten more often: with 1,000 pending pods the
-scheduler's words change at every change of the cluster."""
+"""A message of these reasons is not rewritten more often: with 1,000 pending pods the scheduler's
+words change at every change of the cluster."""
+REWORDED_SLOWLY: Final = frozenset(
+    {Reason.UNSCHEDULABLE, Reason.VOLUME_NOT_READY, Reason.POD_NOT_READY, Reason.STARTING}
+)
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,15 @@ class PolicyInput:
     def waiting(self, reason: Reason, message: str, *, retry_time: str | None = None) -> Waiting:
         """Build `status.waiting`, with the time at which this reason began.
 
-        The message about the same reason is kept for `REWORD_SECONDS` after a write.
+        The message of a reason that is often reworded is kept for `REWORD_SECONDS` after a write;
+        these pods are looked at again after that.
         """
         before = self.status.waiting
         if before is None or before.reason != reason:
             before = None
         written = self.snapshot.seconds_since_write
-        if before is not None and written is not None and written < REWORD_SECONDS:
+        is_recent = written is not None and written < REWORD_SECONDS
+        if before is not None and is_recent and reason in REWORDED_SLOWLY:
             message = before.message
         return Waiting(
             reason=reason,

@@ -7,6 +7,7 @@ status write per job is saved.
 """
 
 from datetime import timedelta
+from typing import Final
 
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_api.training_job import Failure, Waiting
@@ -20,6 +21,9 @@ from ktrdr_operator.policies.interface import (
     terminating_message,
 )
 from ktrdr_operator.snapshot import AttemptStart, PodView, StrategyText
+
+KNOWN_AFTER_SECONDS: Final = 3.0
+"""When the pod is looked at even if nothing is heard of it: nobody may be there to schedule it."""
 
 
 def evaluate(policy_input: PolicyInput) -> PolicyResult:
@@ -63,12 +67,12 @@ def _start(
     if failed is not None:
         return _start_again(policy_input, start, failed)
     if attempt == 1:
-        # Within this time the pod is known, or something holds it up.
         return PolicyResult(
             Phase.STARTING,
             Reason.STARTING,
             "",
             start=start,
+            requeue_seconds=KNOWN_AFTER_SECONDS,
             is_silent=True,
         )
     return PolicyResult(
@@ -77,6 +81,7 @@ def _start(
         message=interface.starting_message(policy_input, attempt),
         changes={**interface.pending(policy_input, attempt), "waiting": None},
         start=start,
+        requeue_seconds=KNOWN_AFTER_SECONDS,
     )
 
 

@@ -2,12 +2,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from ktrdr_api import names
+from ktrdr_api import crd, names, reference
 from ktrdr_api.crd import CHART_FILE, CRD_FILE, build, render, render_template
 from ktrdr_api.crd_rules import ALL_RULES
 from ktrdr_api.training_job import MUTABLE_SPEC_FIELDS
@@ -55,6 +56,11 @@ def test_crd_every_node_is_structural_and_bounded(schema: dict[str, Any]) -> Non
 def test_crd_every_field_is_described(schema: dict[str, Any]) -> None:
     fields = [item for item in nodes(schema) if not item[0].endswith("[]")]
     assert [path for path, node in fields if not node.get("description")] == [".metadata"]
+
+
+def test_crd_descriptions_have_no_line_breaks_within_a_paragraph(schema: dict[str, Any]) -> None:
+    texts = [node["description"] for _, node in nodes(schema) if "description" in node]
+    assert [text for text in texts if "\n" in text.replace("\n\n", "")] == []
 
 
 def test_crd_every_rule_has_message_reason_and_an_existing_field(schema: dict[str, Any]) -> None:
@@ -115,7 +121,9 @@ def test_crd_every_spec_field_but_the_mutable_ones_has_its_immutability_rule(
 
 
 def test_crd_fresh_status_is_never_current(schema: dict[str, Any]) -> None:
-    assert schema["properties"]["status"]["default"] == {"observedGeneration": -1}
+    status = schema["properties"]["status"]
+    assert status["default"] == {"observedGeneration": -1}
+    assert status["properties"]["observedGeneration"]["default"] == -1
 
 
 def test_crd_status_has_no_default_that_would_pretend_to_be_written(schema: dict[str, Any]) -> None:
@@ -146,9 +154,11 @@ def test_crd_printer_columns_point_at_existing_fields(schema: dict[str, Any]) ->
     known = {path for path, _ in nodes(schema)} | {".metadata.creationTimestamp"}
     columns = build()["spec"]["versions"][0]["additionalPrinterColumns"]
     assert [column["name"] for column in columns if column["jsonPath"] not in known] == []
-    assert [column["name"].upper() for column in columns if "priority" not in column] == (
-        ["PHASE", "PROGRESS", "EPOCH", "ETA", "GPUS", "RETRIES", "AGE"]
-    )
+    priorities = {column["name"].upper(): column.get("priority", 0) for column in columns}
+    narrow = ["PHASE", "PROGRESS", "EPOCH", "ETA", "GPUS", "RETRIES", "AGE"]
+    wide = ["LOSS", "BATCH", "HOST", "CHECKPOINT", "REASON", "MESSAGE"]
+    assert priorities == {**dict.fromkeys(narrow, 0), **dict.fromkeys(wide, 1)}
+    assert list(priorities) == [*narrow, *wide]
 
 
 def test_crd_patterns_are_valid_for_re2_and_python(schema: dict[str, Any]) -> None:
@@ -175,10 +185,32 @@ def test_render_is_yaml_of_the_same_object() -> None:
 
 
 def test_render_template_escapes_what_helm_would_evaluate() -> None:
-    crd = build()
-    crd["metadata"]["name"] = "{{ boom }}"
-    assert "name: '{{ \"{{\" }} boom }}'" in render_template(crd)
-    assert "{{ boom" not in render_template(crd)
+    changed = build()
+    changed["metadata"]["name"] = "{{ boom }}"
+    assert "name: '{{ \"{{\" }} boom }}'" in render_template(changed)
+    assert "{{ boom" not in render_template(changed)
+
+
+@pytest.mark.parametrize("module", [crd, reference], ids=["crd", "reference"])
+def test_main_writes_the_files_and_check_notices_each_difference(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["any", "--root", str(tmp_path), *arguments])
+        module.main()
+
+    run()
+    run("--check")
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written
+    for path in written:
+        text = path.read_text(encoding="utf-8")
+        for break_it in (lambda p=path: p.write_text("old"), path.unlink):
+            break_it()
+            with pytest.raises(SystemExit, match="1"):
+                run("--check")
+            path.write_text(text, encoding="utf-8")
+    run("--check")
 
 
 def test_names_resource_is_what_the_crd_is_called() -> None:

@@ -20,6 +20,11 @@ def test_reference_page_is_what_the_code_says() -> None:
     assert (ROOT / PAGE).read_text(encoding="utf-8") == render()
 
 
+def test_reference_lists_the_true_conditions_of_each_phase() -> None:
+    rows = [line for line in render().splitlines() if line.startswith("| `Failed` |")]
+    assert rows[0].endswith("| `Stalled`, `Failed`, `Finished` |")
+
+
 def test_conditions_of_phases_follow_the_contract() -> None:
     assert set(CONDITIONS_OF_PHASE) == set(Phase)
     for phase, true in CONDITIONS_OF_PHASE.items():

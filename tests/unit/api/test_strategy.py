@@ -7,9 +7,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ktrdr_api.errors import StrategyError
 from ktrdr_api.strategy import Strategy, parse_strategy, strategy_digest, with_overrides
+from ktrdr_api.strategy_sections import TIMEFRAME_SECONDS
 
 VALID = """
 name: valid
@@ -69,6 +71,17 @@ def test_features_stand_in_the_order_of_inputs_timeframes_memberships() -> None:
     ]
 
 
+def test_features_have_reference_membership_and_normalization() -> None:
+    _, mid, *_, raw = parse().features()
+    assert (mid.timeframe, mid.reference, mid.normalization) == ("1h", "rsi_14", "none")
+    assert mid.membership is not None
+    assert mid.membership.parameters == (30, 50, 70)
+    assert (raw.timeframe, raw.reference, raw.normalization) == ("1d", "macd_std.line", "zscore")
+    assert raw.membership is None
+    *_, unscaled = parse((", normalization: zscore", "")).features()
+    assert unscaled.normalization == "none"
+
+
 def test_warnings_name_unused_indicators_and_fuzzy_sets() -> None:
     strategy = parse(
         ("macd_std: {type: macd}", "macd_std: {type: macd}\n  spare: {type: obv}"),
@@ -85,6 +98,57 @@ def test_early_stopping_written_down_is_enabled_unless_it_says_not() -> None:
     off = parse(("learning_rate: 1e-3", "early_stopping: {enabled: false}"))
     assert written.training.early_stopping.enabled is True
     assert off.training.early_stopping.enabled is False
+
+
+EDGES = {
+    "one day": ("2019-10-01", "2017-10-01"),
+    "gaussian with a small sigma": ("[30, 15]", "[30, 0.001]"),
+    "membership without slopes": ("[30, 50, 70]", "[30, 30, 30]"),
+    "most memberships": (
+        "    mid: [30, 50, 70]\n",
+        "".join(f"    m{number}: [1, 2, 3]\n" for number in range(31)),
+    ),
+    "trapezoid": ("[30, 50, 70]", "{type: trapezoidal, parameters: [30, 50, 50, 70]}"),
+    "longest name": ("mid: [", f"{'m' * 63}: ["),
+    "first year": ("2017-10-01", "1900-01-01"),
+    "last year": ("2019-10-01", "2199-12-31"),
+    "split that sums to 1 but for rounding": (
+        "learning_rate: 1e-3",
+        "data_split: {train: 0.333333, validation: 0.333333, test: 0.333334}",
+    ),
+    "fast period just below slow": ("{type: macd}", "{type: macd, fast_period: 25}"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), EDGES.values(), ids=EDGES.keys())
+def test_parse_strategy_accepts_the_edge_of_what_is_valid(old: str, new: str) -> None:
+    parse((old, new))
+
+
+def test_parse_strategy_name_of_64_characters_is_refused() -> None:
+    with pytest.raises(StrategyError, match="must have at most 63 characters"):
+        parse(("mid: [", f"{'m' * 64}: ["))
+
+
+def test_strategy_cannot_be_changed_after_it_was_validated() -> None:
+    strategy = parse()
+    with pytest.raises(ValidationError, match="frozen"):
+        strategy.training.epochs = 1  # type: ignore[misc]  # on purpose
+
+
+def test_timeframes_have_their_length_in_seconds() -> None:
+    minute, hour, day = 60, 3600, 86400
+    want = {
+        "1m": minute,
+        "5m": 5 * minute,
+        "15m": 15 * minute,
+        "30m": 30 * minute,
+        "1h": hour,
+        "4h": 4 * hour,
+        "1d": day,
+        "1w": 7 * day,
+    }
+    assert want == TIMEFRAME_SECONDS
 
 
 REFUSALS = yaml.safe_load((Path(__file__).parent / "strategy_refusals.yaml").read_text())
@@ -131,6 +195,24 @@ def test_parse_strategy_long_words_are_told_shortly(old: str, new: str) -> None:
     with pytest.raises(StrategyError) as refused:
         parse((old, new))
     assert max(map(len, str(refused.value).splitlines())) <= 500
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(58, f"'{'x' * 58}'"), (59, f"'{'x' * 56}...")], ids=["longest", "longer"]
+)
+def test_parse_strategy_shows_a_wrong_value_up_to_60_characters(size: int, shown: str) -> None:
+    with pytest.raises(StrategyError) as refused:
+        parse(("{type: mlp}", f"{{type: {'x' * size}}}"))
+    assert str(refused.value) == (
+        f"s.yaml: model.type: {shown} is not supported by this version; allowed: mlp"
+    )
+
+
+@pytest.mark.parametrize(("size", "shown"), [(63, "x" * 63), (64, f"'{'x' * 63}'")])
+def test_parse_strategy_shows_an_unknown_key_up_to_63_characters(size: int, shown: str) -> None:
+    with pytest.raises(StrategyError) as refused:
+        parse(("{type: mlp}", f"{{type: mlp, {'x' * size}: 1}}"))
+    assert refused.value.path == f"model.{shown}"
 
 
 def test_parse_strategy_sets_are_bounded_so_that_features_are() -> None:

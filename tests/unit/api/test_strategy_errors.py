@@ -25,6 +25,16 @@ def test_error_tree_is_complete_here() -> None:
     assert {item for item in found if issubclass(item, errors.KtrdrError)} == WANT.keys()
 
 
+def test_strategy_error_cuts_lists_and_lines_only_beyond_their_limits() -> None:
+    hundred = [(f"key{number}", "wrong") for number in range(100)]
+    assert str(errors.StrategyError("s", hundred)).splitlines()[-1] == "s: key99: wrong"
+    more = str(errors.StrategyError("s", [*hundred, ("last", "wrong")])).splitlines()
+    assert (len(more), more[-1]) == (101, "s: and 1 more problems")
+    longest, longer = (str(errors.StrategyError("s", [("k", "x" * n)])) for n in (494, 495))
+    assert longest == "s: k: " + "x" * 494
+    assert longer == "s: k: " + "x" * 491 + "..."
+
+
 def test_data_error_names_file_and_row() -> None:
     error = errors.DataError("bad date", file="BTC_1h.csv", row=7)
     assert (str(error), error.file, error.row) == ("BTC_1h.csv, row 7: bad date", "BTC_1h.csv", 7)

@@ -92,6 +92,17 @@ def test_load_of_any_text_gives_a_value_or_words_for_a_terminal(text: str) -> No
     assert told.isprintable()
 
 
+NESTED_MAPS = ("{a: " * 15 + "1" + "}" * 15, "{a: " * 16 + "1" + "}" * 16)
+NESTED_LISTS = ("[" * 16 + "]" * 16, "[" * 17 + "]" * 17)
+
+
+@pytest.mark.parametrize(("deepest", "deeper"), [NESTED_MAPS, NESTED_LISTS])
+def test_load_limits_the_depth_of_maps_and_lists(deepest: str, deeper: str) -> None:
+    load(deepest)
+    with pytest.raises(YamlError, match="nested deeper than 16 levels"):
+        load(deeper)
+
+
 def test_load_control_character_is_refused() -> None:
     with pytest.raises(YamlError, match="unacceptable character #x0007"):
         load("a: \x07")

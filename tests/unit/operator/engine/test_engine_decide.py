@@ -115,7 +115,7 @@ BACKOFF = {
     "reason": "Retrying",
     "message": "Retry 1",
 }
-SILENT = Want(None, None, set(), start=1)
+SILENT = Want(None, None, set(), start=1, requeue=3.0)
 """A first attempt is started without a status write."""
 
 TABLE: dict[str, tuple[Snapshot, Want]] = {
@@ -125,7 +125,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "recorded, never created": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING))),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=1, requeue=3.0),
     ),
     "pod pending, no reason given, just created": (
         snapshot(job_raw(), pod_raw(age=1)),
@@ -189,7 +189,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
             waiting_pod("ImagePullBackOff", "Back-off"),
             waiting={"reason": "ImagePullFailed", "message": "not found", "since": ago(300)},
         ),
-        Want(Phase.FAILED, Reason.IMAGE_PULL_FAILED, FAILED, deletions=("fx-1-0",), requeue=0.0),
+        Want(Phase.FAILED, Reason.IMAGE_PULL_FAILED, FAILED, deletions=("fx-1-0",)),
     ),
     "container cannot be made": (
         started(waiting_pod("CreateContainerConfigError", 'secret "x" not found')),
@@ -225,11 +225,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "exit 0 with a result": (
         ran(succeeded_pod()),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
     ),
     "exit 0 before it was seen running": (
         started(succeeded_pod()),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
     ),
     "exit 0 without a result": (
         ran(ended_pod(0, message="hello")),
@@ -237,11 +237,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "exit 2": (
         ran(ended_pod(2, message=last_word(Outcome.FAILED, reason="InvalidStrategy"))),
-        Want(Phase.FAILED, Reason.INVALID_STRATEGY, FAILED, requeue=0.0),
+        Want(Phase.FAILED, Reason.INVALID_STRATEGY, FAILED),
     ),
     "exit 3": (
         ran(ended_pod(3, message=last_word(Outcome.FAILED, reason="InvalidData"))),
-        Want(Phase.FAILED, Reason.INVALID_DATA, FAILED, requeue=0.0),
+        Want(Phase.FAILED, Reason.INVALID_DATA, FAILED),
     ),
     "exit 10 that nobody asked for": (
         ran(ended_pod(10, message=last_word(Outcome.CANCELLED))),
@@ -261,11 +261,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "exit 1, fourth failure": (
         snapshot(job_raw(status=recorded(4, C.RUNNING, retries=3)), ended_pod(1, 4)),
-        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED, requeue=0.0, retries=3),
+        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED, retries=3),
     ),
     "exit 1, no retries allowed": (
         ran(ended_pod(1), backoffLimit=0),
-        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED, requeue=0.0),
+        Want(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, FAILED),
     ),
     "many retries, capped delay": (
         snapshot(
@@ -296,11 +296,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "OOM": (
         ran(ended_pod(137, reason="OOMKilled")),
-        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED, requeue=0.0),
+        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
     ),
     "OOM of a part, the rest could say so": (
         ran(ended_pod(137, reason="OOMKilled", message=last_word(Outcome.FAILED, exitCode=137))),
-        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED, requeue=0.0),
+        Want(Phase.FAILED, Reason.OOM_KILLED, FAILED),
     ),
     "exit 1 for a reason that is none of ours": (
         ran(ended_pod(1, message=last_word(Outcome.FAILED, reason="Weird"))),
@@ -320,7 +320,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "evicted after completion": (
         ran(succeeded_pod(conditions=DISRUPTION_TARGET)),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
     ),
     **{
         f"rejected by the kubelet: {reason}": (
@@ -371,7 +371,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
             job_raw(status=recorded(3, C.RUNNING, disruptionsSinceCheckpoint=2), disruptionLimit=2),
             ended_pod(143, 3),
         ),
-        Want(Phase.FAILED, Reason.DISRUPTION_LIMIT_EXCEEDED, FAILED, requeue=0.0),
+        Want(Phase.FAILED, Reason.DISRUPTION_LIMIT_EXCEEDED, FAILED),
     ),
     "disrupted at the limit, with a new checkpoint": (
         snapshot(
@@ -402,7 +402,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "deleted by hand after completion": (
         snapshot(job_raw(status=recorded(1, C.RUNNING)), gone=(succeeded_pod(),)),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
     ),
     "gone without verdict, had reported": (
         snapshot(job_raw(status=recorded(1, C.RECONCILING, progress=progress()))),
@@ -426,7 +426,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "backoff over": (
         started(ended_pod(1), **{**BACKOFF, "retryTime": ago(0)}),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=2, retries=1),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, start=2, retries=1, requeue=3.0),
     ),
     "backoff over, pod still alive": (
         started(running_pod(0, deleting=20), **{**BACKOFF, "retryTime": ago(0)}),
@@ -452,11 +452,11 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "cancel at creation": (
         cancelling(None, {"observedGeneration": -1}),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
     "cancel before the pod": (
         cancelling(None, recorded(1, C.RECONCILING)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
     "cancel while pending": (
         cancelling(pod_raw(), recorded(1, C.RECONCILING)),
@@ -487,23 +487,23 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
             ended_pod(10, message=last_word(Outcome.CANCELLED, epoch=4, batch=17)),
             recorded(1, C.RUNNING, cancellation=RECEIPT),
         ),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
     "cancel, trainer failed instead": (
         cancelling(ended_pod(1), recorded(1, C.RUNNING, cancellation=RECEIPT)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
     "cancel, trainer completed first": (
         cancelling(succeeded_pod(), recorded(1, C.RUNNING, cancellation=RECEIPT)),
-        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0),
+        Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED),
     ),
     "cancel, pod gone unwatched": (
         cancelling(None, recorded(1, C.RUNNING, cancellation=RECEIPT)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
     "cancel during backoff": (
         cancelling(ended_pod(1), recorded(1, C.RECONCILING, **BACKOFF)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0, retries=1),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, retries=1),
     ),
     "completed for another TrainingJob": (
         ran(ended_pod(0, message=last_word(jobUid="uid-other", artifact=MODEL))),
@@ -511,7 +511,7 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "completed for another TrainingJob, cancelled": (
         cancelling(ended_pod(0, message=last_word(jobUid="uid-other")), recorded(1, C.RUNNING)),
-        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED, requeue=0.0),
+        Want(Phase.CANCELLED, Reason.CANCELLED, CANCELLED),
     ),
     "pod of an earlier job of this name": (
         snapshot(job_raw(), running_pod(owner="uid-earlier")),
@@ -645,7 +645,7 @@ def test_decide_failed_create_keeps_attempt_and_words_until_the_pod_is_known(rea
     for pod in (pod_raw(age=4), running_pod(), succeeded_pod()):
         assert status(plan(snapshot(job_raw(status=due), pod))).waiting is None
     completed = outcome(plan(snapshot(job_raw(status=due), succeeded_pod())))
-    assert completed == Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED, requeue=0.0)
+    assert completed == Want(Phase.SUCCEEDED, Reason.COMPLETED, SUCCEEDED)
 
 
 @pytest.mark.parametrize(
@@ -669,7 +669,7 @@ def test_decide_failed_create_is_tried_again_after_as_long_as_it_has_lasted(
 def test_decide_pod_that_the_server_calls_invalid_ends_the_job() -> None:
     words = "spec.containers[0].resources.requests: Invalid value: must be less than limits"
     found = plan(failed_create(snapshot(job_raw()), CreateFailureKind.INVALID, words))
-    assert outcome(found) == Want(Phase.FAILED, Reason.INVALID_REQUEST, FAILED, requeue=0.0)
+    assert outcome(found) == Want(Phase.FAILED, Reason.INVALID_REQUEST, FAILED)
     assert status(found).message == f"{words}; correct it in a new TrainingJob"
 
 

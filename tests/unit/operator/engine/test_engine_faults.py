@@ -1,11 +1,12 @@
 """Faults around one TrainingJob: what the user reads, what it costs, and that it recovers."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from engine_builders import JOB, NAMESPACE, STRATEGY, Raw, job_raw, pod_raw
+from engine_builders import JOB, NAMESPACE, STRATEGY, Raw, job_raw, pod_raw, waiting_pod
 from engine_world import KEY, Operator, World, live
 from ktrdr_api import names
 from ktrdr_client.cluster import (
@@ -18,6 +19,7 @@ from ktrdr_client.cluster import (
     ApiError,
     Forbidden,
     Invalid,
+    Resource,
 )
 from ktrdr_client.testing import Request
 from ktrdr_operator.store import JobKey
@@ -213,8 +215,7 @@ async def test_reconcile_pod_that_its_events_explain_says_so_within_a_minute() -
     status = await turn(world, operator)
     assert status["waiting"]["reason"] == "PodNotReady"
     assert status["waiting"]["message"].startswith(words)
-    recorded = [operator.events._queue.get_nowait() for _ in range(operator.events._queue.qsize())]
-    assert [event["reason"] for event in recorded] == ["PodNotReady"]
+    assert [event["reason"] for event in operator.events.take_pending()] == ["PodNotReady"]
 
 
 async def test_reconcile_refused_status_is_written_without_foreign_parts() -> None:
@@ -247,6 +248,25 @@ async def test_reconcile_status_that_cannot_be_written_keeps_no_pod_alive() -> N
         world.cluster.fail_next("apply", error, resource=TRAINING_JOBS, nth=nth)
     await turn(world, operator)
     assert ("delete", "Pod") in requests(world, 0)
+
+
+async def test_reconcile_transition_is_told_although_a_pod_cannot_be_deleted() -> None:
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    await turn(world, operator)
+    pod = waiting_pod("ImagePullBackOff", "Back-off pulling image")
+    pod["metadata"] = world.pods()[0]["metadata"]
+    world._put(PODS, pod)
+    await turn(world, operator, 301)
+    world.cluster.fail_next("delete", ApiError(500, "InternalError", "x"), resource=PODS)
+    for _ in range(3):
+        await turn(world, operator)
+    assert world.status()["phase"] == "Failed"
+    told = [event["message"] for event in operator.events.take_pending()]
+    assert [("tried for 300 s" in words) for words in told] == [False, True]
+    deletes = [r for r in world.cluster.requests if (r.method, r.kind) == ("delete", "Pod")]
+    assert len(deletes) == 2
 
 
 async def test_reconcile_field_that_another_manager_owns_as_well_is_removed() -> None:
@@ -312,6 +332,53 @@ async def test_reconcile_expiry_spares_a_job_that_changed_meanwhile() -> None:
     assert world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is not None
 
 
+async def expiring(meanwhile: Callable[[World, Operator], None]) -> tuple[World, Operator]:
+    """A job whose time to live is over; `meanwhile` happens while the last Event is posted."""
+    world = World()
+    world.submit(ttlSecondsAfterFinished=60)
+    operator = Operator(world)
+    await live(world, operator)
+    world.wait(70)
+    operator.relist()
+    create = world.cluster.create
+
+    async def post(resource: Resource, obj: Raw) -> Raw:
+        if obj.get("reason") == "Expired":
+            world.cluster.create = create  # type: ignore[method-assign] # only once
+            meanwhile(world, operator)
+        return await create(resource, obj)
+
+    world.cluster.create = post  # type: ignore[method-assign] # as above
+    await operator.work()
+    return world, operator
+
+
+async def test_reconcile_expiry_spares_a_job_whose_time_to_live_is_raised_at_the_last_moment() -> (
+    None
+):
+    def raise_ttl(world: World, operator: Operator) -> None:
+        raw = world.job()
+        raw["spec"]["ttlSecondsAfterFinished"] = 3600
+        world._put(TRAINING_JOBS, raw)
+        operator.store.put_job(world.job())
+
+    world, operator = await expiring(raise_ttl)
+    assert world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is not None
+    await operator.work()
+    assert world.status()["observedGeneration"] == 2
+    assert world.cluster.read(TRAINING_JOBS, NAMESPACE, JOB) is not None
+
+
+async def test_reconcile_expiry_of_a_job_deleted_at_the_last_moment_is_no_failure() -> None:
+    def delete(world: World, operator: Operator) -> None:
+        raw = world.job()
+        world.delete_job()
+        operator.store.drop_job(KEY, raw["metadata"]["uid"])
+
+    _, operator = await expiring(delete)
+    assert operator.queue.failures(KEY) == 0
+
+
 async def test_reconcile_first_start_decided_on_an_old_state_is_asked_about() -> None:
     world = World({1: "vanish", 2: "stay"})
     world.submit()
@@ -331,6 +398,31 @@ async def live_vanished(world: World) -> None:
         await turn(world, ahead)
         world.step()
     assert world.status()["attempt"] == 2
+
+
+async def test_reconcile_failed_create_is_not_put_on_a_job_created_meanwhile() -> None:
+    """The user deletes the job and applies a corrected one while the pod is being created."""
+    world = World({1: "stay"})
+    world.submit()
+    operator = Operator(world)
+    operator.relist()
+    create = world.cluster.create
+
+    async def refuse(resource: Resource, obj: Raw) -> Raw:
+        if resource != PODS:
+            return await create(resource, obj)
+        world.cluster.create = create  # type: ignore[method-assign] # only once
+        world.delete_job()
+        world.submit()
+        operator.relist()
+        raise Invalid(422, "Invalid", 'Pod "fx-1-0" is invalid: spec.nodeSelector: a b')
+
+    world.cluster.create = refuse  # type: ignore[method-assign] # as above
+    await operator.work()
+    assert world.status()["observedGeneration"] == -1
+    assert KEY in operator.queue._due
+    await turn(world, operator)
+    assert world.alive() == ["fx-1-0"]
 
 
 async def test_reconcile_forgets_the_backoff_of_a_key_after_a_success() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from engine_builders import (
     running_pod,
     snapshot,
     succeeded_pod,
+    with_sidecar,
 )
 from ktrdr_api.conditions import ConditionType as C
 from ktrdr_api.run_contract import Outcome
@@ -44,9 +46,11 @@ def status(found: Plan) -> TrainingJobStatus:
     return found.status
 
 
-def finished(ended: float = 100, **spec: object) -> Raw:
+def finished(ended: float = 100, **spec: Any) -> Raw:
     """A TrainingJob that succeeded so many seconds ago."""
     state = recorded(1, *SUCCEEDED, **ENDED_FIELDS, completionTime=ago(ended))
+    for condition in state["conditions"]:
+        condition["lastTransitionTime"] = ago(ended)
     return job_raw(status={**state, "attemptState": "Ended"}, **spec)
 
 
@@ -60,6 +64,15 @@ def test_decide_finished_job_is_deleted_when_its_time_to_live_is_over(
     spec = {} if ttl is None else {"ttlSecondsAfterFinished": ttl}
     found = plan(snapshot(finished(100, **spec), succeeded_pod()))
     assert (found.expire, found.requeue_seconds) == want
+
+
+@pytest.mark.parametrize("ahead", [-7200, 7200], ids=["node is behind", "node is ahead"])
+def test_decide_time_to_live_does_not_depend_on_the_clock_of_the_node(ahead: float) -> None:
+    pod = succeeded_pod(finished=ago(-ahead))
+    first = snapshot(job_raw(status=recorded(1, C.RUNNING), ttlSecondsAfterFinished=3600), pod)
+    assert first.job is not None
+    later = replace(first, job=replace(first.job, status=status(plan(first))))
+    assert (plan(later).expire, plan(later).requeue_seconds) == (False, 3600.0)
 
 
 def test_decide_expiry_tells_the_result_for_the_last_time() -> None:
@@ -115,8 +128,14 @@ def test_decide_columns_of_a_job_that_has_finished_do_not_look_alive(
     assert (found.current_epoch, found.current_batch) == (4, 17)
 
 
+def test_decide_pod_whose_only_container_has_ended_is_left_for_its_logs() -> None:
+    """The kubelet reports the phase Running for a moment after the trainer has ended."""
+    situation = snapshot(finished(), succeeded_pod(phase="Running"))
+    assert plan(situation).deletions == ()
+
+
 def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_once_its_result_is_read() -> None:
-    lingering = succeeded_pod(phase="Running")
+    lingering = with_sidecar(succeeded_pod(phase="Running"))
     first = snapshot(job_raw(status=recorded(1, C.RUNNING)), lingering)
     found = plan(first)
     assert (status(found).phase, found.deletions) == ("Succeeded", ())
@@ -126,13 +145,27 @@ def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_once_its_result_is_r
 
 
 def test_decide_pod_that_a_sidecar_keeps_running_is_deleted_between_attempts() -> None:
-    lingering = ended_pod(1, phase="Running")
+    lingering = with_sidecar(ended_pod(1, phase="Running"))
     first = snapshot(job_raw(status=recorded(1, C.RUNNING)), lingering)
     found = plan(first)
     assert (status(found).phase, found.deletions, found.requeue_seconds) == ("Retrying", (), 2.0)
     assert first.job is not None
     later = replace(first, job=replace(first.job, status=status(found)))
     assert [d.name for d in plan(later).deletions] == ["fx-1-0"]
+
+
+def test_decide_pod_whose_native_sidecar_still_stops_is_left_for_its_logs() -> None:
+    """The kubelet stops such a sidecar as soon as the trainer has ended, and the pod ends too."""
+    pod = ended_pod(1, phase="Running")
+    pod["spec"]["initContainers"] = [{"name": "proxy", "restartPolicy": "Always"}]
+    running = {"running": {"startedAt": ago(100)}}
+    pod["status"]["initContainerStatuses"] = [{"name": "proxy", "state": running, "started": True}]
+    first = snapshot(job_raw(status=recorded(1, C.RUNNING), backoffLimit=0), pod)
+    found = plan(first)
+    assert "see kubectl logs fx-1-0" in status(found).message
+    assert first.job is not None
+    later = replace(first, job=replace(first.job, status=status(found)))
+    assert plan(later).deletions == ()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +180,7 @@ def test_decide_deleted_job_stops_its_pods_unless_they_are_to_be_orphaned(
     assert [d.name for d in plan(snapshot(job, running_pod())).deletions] == want
 
 
-UNREADABLE = {"trainer": {"imagePullPolicy": "Sometimes"}}
+UNREADABLE: Raw = {"trainer": {"imagePullPolicy": "Sometimes"}}
 
 
 @pytest.mark.parametrize(
@@ -244,3 +277,13 @@ def test_decide_pod_that_does_not_end_names_the_node_and_the_remedy(situation: S
     assert "node.kubernetes.io/out-of-service" in message
     assert "kubectl delete pod fx-1-0 -n ns --force" in message
     assert found.start is None
+
+
+def test_decide_pod_that_does_not_end_is_reported_soon_after_the_last_write() -> None:
+    state = recorded(1, C.RUNNING)
+    state["waiting"] = {"reason": "Terminating", "message": "has until", "since": ago(6)}
+    situation = snapshot(job_raw(status=state), running_pod(deleting=-1))
+    found = status(plan(replace(situation, seconds_since_write=6.0))).waiting
+    assert found is not None
+    assert "kubectl delete pod fx-1-0 -n ns --force" in found.message
+    assert found.since == ago(6)

@@ -248,7 +248,7 @@ async def test_reconcile_refused_create_shows_the_words_and_tries_less_and_less_
         world.wait(1)
     status = world.status()
     assert (status["phase"], status["reason"]) == ("Pending", "FailedCreate")
-    said = f"{words}; tried again at waiting.retryTime"
+    said = f"{words}; once this is corrected the job starts: see waiting.retryTime"
     assert status["message"] == status["waiting"]["message"] == said
     assert status["waiting"]["since"] == "2026-01-01T12:00:00Z"
     assert tries == [0, 1, 2, 4, 8, 16, 32, 64, 124]
@@ -264,8 +264,7 @@ def count(world: World, method: str, kind: str) -> int:
 
 
 def recorded_events(operator: Operator) -> list[Raw]:
-    queue = operator.events._queue
-    return [queue.get_nowait() for _ in range(queue.qsize())]
+    return operator.events.take_pending()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from engine_world import KEY, Operator, World, live
 from ktrdr_api import names
 from ktrdr_client.cluster import CONFIG_MAPS, PODS, TRAINING_JOBS, ApiError
 from ktrdr_client.testing import Request
+from ktrdr_operator.intake import Intake
 from ktrdr_operator.observe import FRESH_SECONDS
 from ktrdr_operator.store import JobKey
 
@@ -179,6 +180,24 @@ async def test_observe_cancel_reaches_a_pod_that_lost_its_label() -> None:
     await operator.work()
     assert world.status()["phase"] == "Cancelled"
     assert trainers(world) == []
+
+
+async def test_observe_pod_whose_label_names_another_job_stays_with_its_owner() -> None:
+    world, operator = await running("succeed")
+    pod = world.cluster.read(PODS, NAMESPACE, "fx-1-0")
+    assert pod is not None
+    pod["metadata"]["labels"][names.LABEL_JOB] = "other"
+    world._put(PODS, pod)
+    intake = Intake(operator.store, operator.queue)
+    intake.take_pod("MODIFIED", world.pods()[0])
+    await operator.work(JobKey(NAMESPACE, "other"))
+    assert not [pod for pod in world.pods() if "deletionTimestamp" in pod["metadata"]]
+    world.step()
+    assert intake.take_pod("MODIFIED", world.pods()[0])
+    await operator.work(JobKey(NAMESPACE, "other"))
+    await operator.work()
+    assert world.status()["phase"] == "Succeeded"
+    assert trainers(world) == ["fx-1-0"]
 
 
 async def test_observe_pod_whose_end_is_known_is_not_asked_for_when_it_is_deleted() -> None:
@@ -371,8 +390,7 @@ async def test_reconcile_end_of_a_job_is_told_in_an_event() -> None:
     world.step()
     operator.relist()
     await operator.work()
-    queue = operator.events._queue
-    told = [queue.get_nowait() for _ in range(queue.qsize())]
+    told = operator.events.take_pending()
     assert [event["reason"] for event in told] == ["Running", "Completed"]
     assert told[-1]["involvedObject"]["uid"] == world.job()["metadata"]["uid"]
 

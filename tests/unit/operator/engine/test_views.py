@@ -21,6 +21,7 @@ from engine_builders import (
     succeeded_pod,
     unscheduled_pod,
     waiting_pod,
+    with_sidecar,
 )
 from ktrdr_api import names
 from ktrdr_api.conditions import ConditionType as C
@@ -541,19 +542,21 @@ def test_view_pod_that_failed_in_an_init_container_says_which_and_why() -> None:
 @pytest.mark.parametrize(
     ("pod", "gone", "want"),
     [
-        (succeeded_pod(phase="Running"), False, True),
-        (ended_pod(1, phase="Running"), False, True),
-        (ended_pod(1, phase="Pending"), False, True),
+        (with_sidecar(succeeded_pod(phase="Running")), False, True),
+        (with_sidecar(ended_pod(1, phase="Running")), False, True),
+        (with_sidecar(ended_pod(1, phase="Pending"), "waiting"), False, True),
+        (succeeded_pod(phase="Running"), False, False),
         (succeeded_pod(), False, False),
         (ended_pod(1), False, False),
-        (ended_pod(1, phase="Running", deleting=10), False, False),
-        (ended_pod(1, phase="Running"), True, False),
+        (with_sidecar(ended_pod(1, phase="Running", deleting=10)), False, False),
+        (with_sidecar(ended_pod(1, phase="Running")), True, False),
         (running_pod(), False, False),
     ],
     ids=[
         "completed beside a sidecar",
         "failed beside a sidecar",
         "failed while another starts",
+        "completed, and the kubelet has not said Succeeded yet",
         "succeeded",
         "failed",
         "is being deleted",

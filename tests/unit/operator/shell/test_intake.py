@@ -5,8 +5,9 @@ import pytest
 
 from ktrdr_client.cluster import Raw
 from ktrdr_operator.intake import Cause, Intake, priority_of
+from ktrdr_operator.projections import known_job
 from ktrdr_operator.queue import Priority, WorkQueue
-from ktrdr_operator.store import JobKey, KnownJob, Store, known_job
+from ktrdr_operator.store import JobKey, KnownJob, Store
 
 KEY = JobKey("ns", "j")
 CANCELLED = {"cancel": True}
@@ -135,8 +136,10 @@ def test_intake_pod_enqueues_its_job(
     assert queue.take() == [want]
 
 
-def test_intake_pod_without_label_is_ignored(intake: Intake, queue: RecordingQueue) -> None:
-    assert not intake.take_pod("ADDED", pod(labels={}))
+def test_intake_pod_without_label_and_owner_is_ignored(
+    intake: Intake, queue: RecordingQueue
+) -> None:
+    assert not intake.take_pod("ADDED", pod(labels={}, ownerReferences=[]))
     assert queue.take() == []
 
 

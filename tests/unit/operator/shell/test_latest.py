@@ -51,7 +51,26 @@ def test_latest_deletion_of_a_successor_removes_its_predecessor_too(
     latest.put("j", Record("u1", 3))
     assert latest.drop("j", "u2", 9)
     assert latest.records == {}
+    assert latest.is_deleted("u1")
     assert not latest.put("j", Record("u1", 4))
+
+
+def test_latest_object_that_takes_a_name_says_that_the_earlier_one_is_deleted(
+    latest: Latest[str, Record],
+) -> None:
+    latest.put("j", Record("u1", 3))
+    assert latest.put("j", Record("u2", 9))
+    assert latest.is_deleted("u1")
+
+
+def test_latest_events_older_than_the_last_deletion_of_a_name_are_no_news(
+    latest: Latest[str, Record],
+) -> None:
+    assert latest.drop("j", "u3", 9)
+    assert not latest.drop("j", "u1", 4)
+    assert latest.drop("j", "u3", 9)
+    assert not latest.put("j", Record("u2", 6))
+    assert latest.put("j", Record("u4", 10))
 
 
 def test_latest_deleted_uid_does_not_return_by_an_event(latest: Latest[str, Record]) -> None:
@@ -85,6 +104,16 @@ def test_latest_live_answer_of_none_removes_what_was_known(latest: Latest[str, R
     latest.put_live("j", None, latest.records["j"])
     assert latest.records == {}
     assert latest.is_deleted("u1")
+
+
+def test_latest_second_live_answer_that_is_older_does_not_bring_it_back(
+    latest: Latest[str, Record],
+) -> None:
+    latest.put("j", Record("u1", 3))
+    before = latest.records["j"]
+    latest.put_live("j", None, before)
+    latest.put_live("j", Record("u1", 3), before)
+    assert latest.records == {}
 
 
 def test_latest_live_answer_does_not_bring_back_what_came_and_went(

@@ -75,8 +75,8 @@ def test_main_with_bad_settings_names_the_variable_and_exits_2(
     said: list[str] = []
     monkeypatch.setattr(entry.log, "critical", lambda text, *args: said.append(text % args))
     assert entry.main() == 2
-    assert said[0] == "KTRDR_TRAINER_IMAGE: Field required"
-    assert said[1].startswith("KTRDR_WORKERS: Input should be a valid integer")
+    assert said[0] == "KTRDR_TRAINER_IMAGE: not set, and it has no default; set it"
+    assert said[1].startswith("KTRDR_WORKERS: input should be a valid integer")
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ async def test_watches_are_not_expected_to_be_alive_while_the_server_is_unreacha
         while not cluster.requests:
             await asyncio.sleep(0)
     clock.now = 2 * SILENCE_SECONDS
-    assert liveness.silent() == {}
+    assert liveness.overdue() == {}
     assert operator.watches.unpositioned == {TRAINING_JOBS.path(None), PODS.path(None)}
     watching.cancel()
     with suppress(asyncio.CancelledError):
@@ -147,7 +147,7 @@ async def test_workers_start_when_the_store_is_complete() -> None:
 
 
 class SlowApi:
-    """An API server whose list of TrainingJobs never ends, and that counts renewals of the Lease."""
+    """An API server whose list of TrainingJobs never ends; it counts renewals of the Lease."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] = {}

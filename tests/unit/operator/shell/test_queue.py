@@ -1,9 +1,7 @@
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import wraps
+from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 import virtual_time
 from ktrdr_operator.queue import Priority, WorkQueue
-from virtual_time import VirtualTimeLoop, elapse
+from virtual_time import VirtualTimeLoop, elapse, in_virtual_time
 
 STOP, RECONCILE, STATUS_ONLY = Priority
 Work = Callable[[str, float], Awaitable[None]]
@@ -19,16 +17,6 @@ Work = Callable[[str, float], Awaitable[None]]
 
 def dice(seed: int = 0) -> Random:
     return Random(seed)  # noqa: S311 - the same jitter in every run
-
-
-def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an asynchronous test in a loop in which sleeping takes no time."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        virtual_time.run(test(*args, **kwargs))
-
-    return run
 
 
 def new_queue() -> WorkQueue[str]:

@@ -38,8 +38,9 @@ def finished(name: str, **spec: object) -> Raw:
     status = {
         "phase": "Succeeded",
         "observedGeneration": 1,
-        "completionTime": "2026-01-01T11:59:00Z",
-        "conditions": [{"type": "Finished", "status": "True"}],
+        "conditions": [
+            {"type": "Finished", "status": "True", "lastTransitionTime": "2026-01-01T11:59:00Z"}
+        ],
     }
     return job(name, spec=spec, status=status)
 
@@ -284,9 +285,12 @@ async def test_resync_runs_first_when_the_watches_are_positioned_then_after_each
     await asyncio.sleep(0.05)
     assert len(cluster.requests) == 2, "the list that positioned the watches needs no second one"
     cluster.fail_next("list", DOWN)
-    for _ in range(2):
-        resync.watches.on_list("jobs")
-        await asyncio.sleep(0.05)
+    resync.watches.on_list("jobs")
+    resync.watches.on_list("pods")
+    async with asyncio.timeout(5):
+        while len(cluster.requests) < 5:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert [request.kind for request in cluster.requests[2:]] == ["TrainingJob"] * 2 + ["Pod"]
@@ -312,4 +316,4 @@ async def test_wait_for_server_ends_with_an_answer(caplog: pytest.LogCaptureFixt
     cluster.fail_next("list", Forbidden(403, "Forbidden", "no"), nth=2)
     await resync.wait_for_server()
     assert len(cluster.requests) == 3
-    assert "API server not available" in caplog.text
+    assert "First request to the API server failed" in caplog.text

@@ -6,7 +6,8 @@ import pytest
 from engine_builders import JOB, NAMESPACE, UID, Raw, ended_pod, job_raw, pod_raw, recorded
 from engine_builders import progress as progress_raw
 from ktrdr_api.conditions import ConditionType
-from ktrdr_operator.store import DELETED_PODS_PER_JOB, LAST_APPLIED, JobKey, Store, known_job
+from ktrdr_operator.projections import LAST_APPLIED, known_job
+from ktrdr_operator.store import DELETED_PODS_PER_JOB, JobKey, Store
 
 KEY = JobKey(NAMESPACE, JOB)
 FINISHED = recorded(1, ConditionType.COMPLETE, ConditionType.FINISHED, phase="Succeeded")
@@ -68,10 +69,14 @@ def test_store_finished_and_settled_job_is_kept_without_body_and_pods(store: Sto
     store.put_pod(at(2, pod_raw(2)))
     store.drop_pod(at(9, pod_raw(3)))
     assert len(names_of(store)) == 3
-    store.put_own_write(job(2, status={**FINISHED, "completionTime": "t"}))
+    store.put_own_write(job(2, status=FINISHED))
     known = store.jobs[KEY]
     assert (known.is_settled, known.body, known.progress) == (True, b"", b"")
-    assert (known.phase, known.is_finished, known.finished_time) == ("Succeeded", True, "t")
+    assert (known.phase, known.is_finished, known.finished_time) == (
+        "Succeeded",
+        True,
+        FINISHED["conditions"][-1]["lastTransitionTime"],
+    )
     assert store.job_raw(KEY) is None
     assert names_of(store) == [("fx-2-0", False)], "a pod that may run has to be deleted"
     assert not store.put_pod(at(3, ended_pod(0)))
@@ -143,6 +148,20 @@ def test_store_live_get_lowers_the_version_after_a_restore(store: Store) -> None
     assert raw["metadata"]["resourceVersion"] == "10"
 
 
+def test_store_body_of_a_settled_job_that_was_read_live_is_kept_until_the_next_list(
+    store: Store,
+) -> None:
+    settled = job(1, status={**FINISHED, "progress": progress_raw()})
+    store.put_job(settled)
+    assert store.job_raw(KEY) is None
+    store.put_live_job(KEY, settled, store.jobs[KEY])
+    assert store.job_raw(KEY) == settled
+    assert store.jobs[KEY].is_settled
+    assert not store.put_job(settled)
+    assert store.replace([settled], []) == set()
+    assert (store.job_raw(KEY), store.jobs[KEY].is_settled) == (None, True)
+
+
 def test_store_list_finds_alive_what_was_thought_deleted(store: Store) -> None:
     store.put_job(job(5))
     store.drop_job(KEY, UID)
@@ -173,7 +192,7 @@ def test_store_remembers_a_bounded_number_of_deleted_pods(store: Store) -> None:
         store.drop_pod(at(attempt, pod_raw(attempt)))
         store.drop_pod(at(attempt, pod_raw(attempt, owner="somebody else", uid=f"x{attempt}")))
     assert len(store.pods_of(KEY)) == DELETED_PODS_PER_JOB
-    assert store.pods_of(KEY)[-1].name == "fx-99-0"
+    assert [view.uid for view in store.pods_of(KEY)][-1] == "pod-99"
 
 
 def test_store_pod_missing_from_list_or_get_is_remembered_as_deleted(store: Store) -> None:
@@ -219,6 +238,28 @@ def test_store_pod_created_again_under_its_name_hides_the_deleted_one(store: Sto
     assert names_of(store) == [("fx-1-0", False)]
     store.drop_pod(at(4, pod_raw()))
     assert [view.uid for view in store.pods_of(KEY)] == ["new"]
+
+
+def test_store_remembers_the_latest_of_two_deleted_pods_of_one_name(store: Store) -> None:
+    store.put_job(job(1))
+    store.put_pod(at(3, pod_raw()))
+    store.drop_pod(at(8, pod_raw(uid="second")))
+    store.drop_pod(at(4, pod_raw()))
+    assert [view.uid for view in store.pods_of(KEY)] == ["second"]
+
+
+def test_store_live_pod_that_nothing_depends_on_is_not_kept(store: Store) -> None:
+    store.put_job(job(1, status=FINISHED))
+    store.put_pod(pod_raw())
+    store.put_live_pod(KEY, "fx-1-0", at(2, ended_pod(0)), store.pod(KEY, "fx-1-0"))
+    assert names_of(store) == []
+
+
+def test_store_finished_pod_of_a_settled_job_is_never_news(store: Store) -> None:
+    listed = [job(1, status=FINISHED)], [ended_pod(0)]
+    assert store.replace(*listed) == set()
+    assert store.replace(*listed) == set()
+    assert names_of(store) == []
 
 
 def test_store_deletion_of_a_pod_matters_only_to_a_job_that_is_not_settled(store: Store) -> None:

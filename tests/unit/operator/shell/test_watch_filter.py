@@ -80,8 +80,13 @@ class Shell:
         return self.count("passed") > before
 
     def count(self, outcome: str) -> float:
-        labels = {"outcome": outcome}
-        return self.metrics.registry.get_sample_value("ktrdr_watch_lines_total", labels) or 0.0
+        return sum(
+            self.metrics.registry.get_sample_value(
+                "ktrdr_watch_events_total", {"kind": kind, "outcome": outcome}
+            )
+            or 0.0
+            for kind in ("TrainingJob", "Pod")
+        )
 
 
 @pytest.fixture
@@ -170,6 +175,12 @@ def test_filter_enqueues_of_a_pod_only_what_decisions_see(shell: Shell) -> None:
     )
     lines = [pod_line(kind, pod, n + 1) for n, (kind, pod, _) in enumerate(story)]
     assert [shell.enqueues(text) for text in lines] == [enqueues for *_, enqueues in story]
+
+
+def test_filter_measures_how_long_each_event_took_since_it_was_received(shell: Shell) -> None:
+    shell.filter.filter_lines([line("ADDED", job(1)), line("MODIFIED", job(2))])
+    count = shell.metrics.registry.get_sample_value("ktrdr_event_handler_lag_seconds_count")
+    assert count == 2
 
 
 def test_filter_survives_what_it_cannot_read(shell: Shell) -> None:

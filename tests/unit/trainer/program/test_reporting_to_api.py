@@ -171,7 +171,7 @@ def test_reporter_closed_after_sigterm_gives_up_in_time(
     began, warned = time.monotonic(), list[str]()
     with reporting(cluster_job(api, stops), stops, pace=pace, warned=warned):
         pass
-    assert 0.2 < time.monotonic() - began < 1.0
+    assert 0.2 < time.monotonic() - began < 5.0  # and not the 10 s of a cancel
     [warning] = warned
     assert "final progress report was not delivered" in warning
     assert "API server not reached" in warning
