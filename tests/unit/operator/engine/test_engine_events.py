@@ -17,6 +17,7 @@ from ktrdr_api.conditions import TERMINAL
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, Resource
 from ktrdr_operator.handlers import Handlers
 from ktrdr_operator.intake import Intake
+from ktrdr_operator.observe import FRESH_SECONDS
 from ktrdr_operator.store import KnownJob, KnownPod
 
 Event = dict[str, Any]
@@ -186,7 +187,7 @@ class History:
         self.world = World(script)
         self.world.submit()
         self.operator = Operator(self.world)
-        self.behind = Operator(self.world)
+        self.behind, self.listed_behind = Operator(self.world), 0.0
         self.pending: dict[str, list[Event]] = {}
         self.answers: list[LateAnswer] = []
         self.backups: list[Backup] = []
@@ -207,7 +208,8 @@ class History:
         elif action == "work":
             await self.operator.work()
         elif action == "work behind":
-            await self.behind.work()
+            if self.world.monotonic() - self.listed_behind > FRESH_SECONDS:
+                await self.behind.work()
         else:
             self.actions(number)[action]()
         self.look()
@@ -221,7 +223,7 @@ class History:
             "event of": partial(self.deliver_of, number),
             "list": self.relist,
             "restart": self.restart,
-            "list behind": self.behind.relist,
+            "list behind": self.list_behind,
             "send get": partial(self.send_get, number),
             "answer": self.answer,
             "cancel": partial(self.edit, cancel=True),
@@ -327,6 +329,11 @@ class History:
         """A new process, which has no state and no requests under way."""
         self.operator = Operator(self.world)
         self.break_watches()
+
+    def list_behind(self) -> None:
+        """It acts later, on what is known now; what is younger it takes for the present state."""
+        self.behind.relist()
+        self.listed_behind = self.world.monotonic()
 
     def send_get(self, number: int) -> None:
         """Read the TrainingJob or one of its pods; the answer comes later."""
@@ -569,7 +576,8 @@ NAMED: Final[dict[str, tuple[list[tuple[str, int]], dict[int, str], tuple[Any, .
     "created again, pod of the second one is known first": (
         [
             *[("delete job", 0), E, ("create job", 0)],
-            *[("list behind", 0), ("work behind", 0), ("event of", 0), ("work", 0)],
+            *[("list behind", 0), *[("step", 0)] * 5, ("work behind", 0)],
+            *[("event of", 0), ("work", 0)],
         ],
         {},
         ("Succeeded", 1),

@@ -506,6 +506,7 @@ async def test_observe_strategy_is_not_read_during_a_backoff() -> None:
     assert (await operator.observe()).strategy is None
     world.wait(60)
     assert (await operator.observe()).strategy is not None
+    assert asked(world, GET_JOB) == 0  # the next attempt is recorded first
 
 
 async def test_observe_knows_when_report_and_own_write_were() -> None:
