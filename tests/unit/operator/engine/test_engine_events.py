@@ -573,6 +573,11 @@ NAMED: Final[dict[str, tuple[list[tuple[str, int]], dict[int, str], tuple[Any, .
         {},
         ("Succeeded", 1),
     ),
+    "created again twice, the one in between is known last": (
+        [("create job again", 0), ("create job again", 0), ("event of", 3), ("event of", 2)],
+        {},
+        ("Succeeded", 1),
+    ),
     "created again, pod of the second one is known first": (
         [
             *[("delete job", 0), E, ("create job", 0)],
