@@ -1,8 +1,7 @@
-"""Simulated cluster for tests of the engine: API server in memory, kubelet, user and operators.
+"""A small world for the engine: an API server in memory, a kubelet, a user, and operators that die.
 
-Everything that happens is a function of the script and of the steps taken, so that every history
-can be replayed. The kubelet also acts as the trainer: `SimulatedCluster.script` says what each
-attempt does.
+Everything that moves is a function of the script and of the steps taken, so that every history can
+be replayed. The kubelet plays the trainer too: what each attempt does stands in `World.script`.
 """
 
 import asyncio
@@ -48,15 +47,15 @@ VERSION_STEP = 100
 
 
 class SigKill(BaseException):
-    """The operator process was killed."""
+    """The operator process is no more."""
 
 
 @dataclass
 class FaultyClient:
-    """Client of one operator: counts calls, and kills the process at one of them.
+    """An operator's way to the API server: counts calls, and cuts the process off at one of them.
 
-    It also enforces what FakeCluster leaves out: the CRD's rules about fields that must not revert.
-    After each create of a pod the invariants of the simulation are checked.
+    Also the part of the server that FakeCluster leaves out: the CRD's rules about what may not be
+    taken back. After every pod that is created, the world checks its invariants.
     """
 
     simulation: "SimulatedCluster"
@@ -96,6 +95,8 @@ class FaultyClient:
     async def _serve(self, method: str, resource: Resource, *args: Any, **kwargs: Any) -> Any:
         if method == "apply":
             self.simulation.obey_rules(*args)
+        if (method, resource) == ("delete", PODS):
+            self.simulation.check_deletion(args[1], kwargs["uid"])
         try:
             return await getattr(self.simulation.cluster, method)(resource, *args, **kwargs)
         finally:  # an error may hide that it was created
@@ -104,7 +105,7 @@ class FaultyClient:
 
 
 class Operator:
-    """One operator process: an empty store, and a reconciler with its own client."""
+    """One operator process: an empty store, and a reconciler that speaks through a wire."""
 
     def __init__(self, simulation: "SimulatedCluster", client: FaultyClient | None = None) -> None:
         self.simulation = simulation
@@ -136,7 +137,7 @@ class Operator:
         self.store.replace(cluster.read_all(TRAINING_JOBS), pods)
 
     async def observe(self, key: JobKey = KEY) -> Snapshot:
-        """Snapshot that a decision depends on now."""
+        """What a decision would depend on now."""
         return await self.reconciler.observer.observe(key)
 
     async def work(self, key: JobKey = KEY) -> None:
@@ -155,11 +156,11 @@ class Backup(NamedTuple):
 
 @dataclass
 class SimulatedCluster:
-    """One namespace, with its user, kubelet and garbage collector."""
+    """One namespace and everybody who acts in it."""
 
     script: dict[int, str] = field(default_factory=dict)
-    """Behaviour of the trainer of an attempt: succeed (default), stay, fail, oom, bad, vanish,
-    reject, disrupt."""
+    """What the trainer of an attempt does: succeed (default), stay, fail, oom, bad, vanish, reject,
+    disrupt."""
     cluster: FakeCluster = field(init=False)
     turns: int = 0
     """Steps the kubelet has taken."""
@@ -199,16 +200,16 @@ class SimulatedCluster:
         self._put(TRAINING_JOBS, raw)
 
     def act_as_user(self) -> None:
-        """Cancel if this is the turn for it."""
+        """Do what is due at this turn."""
         if self.turns == self.cancel_at:
             self.cancel()
 
     def delete_job(self) -> None:
-        """Delete the TrainingJob; the garbage collector does not act."""
+        """Delete the TrainingJob; the garbage collector stays away."""
         self.cluster.remove(TRAINING_JOBS, NAMESPACE, JOB)
 
     def kill_pods(self) -> None:
-        """Delete by force all pods that may run."""
+        """Delete by force whatever may run."""
         for name in self.alive():
             self.cluster.remove(PODS, NAMESPACE, name)
 
@@ -270,7 +271,7 @@ class SimulatedCluster:
         return [p for p in self.cluster.read_all(PODS) if p["metadata"].get("ownerReferences")]
 
     def check(self) -> None:
-        """Check the invariants: at most one running pod, attempts in order."""
+        """What must hold whenever there is one more pod."""
         alive: set[str] = set()
         for pod in self.pods():
             uid, attempt = owner_of(pod), attempt_of(pod)
@@ -283,6 +284,19 @@ class SimulatedCluster:
             if is_alive(pod):
                 assert uid not in alive, f"two trainers of {uid}: {self.alive()}"
                 alive.add(uid)
+
+    def check_deletion(self, name: str, uid: str) -> None:
+        """The operator stops no trainer that has a reason to run."""
+        job = self.cluster.read(TRAINING_JOBS, NAMESPACE, JOB)
+        pod = self.cluster.read(PODS, NAMESPACE, name)
+        if job is None or pod is None or pod["metadata"]["uid"] != uid or not is_alive(pod):
+            return
+        if owner_of(pod) != job["metadata"]["uid"] or "deletionTimestamp" in job["metadata"]:
+            return
+        is_over = job["spec"].get("cancel") or self.is_finished()
+        is_superseded = attempt_of(pod) < job["status"].get("attempt", 0)
+        states = [c["state"] for c in pod.get("status", {}).get("containerStatuses", [])]
+        assert is_over or is_superseded or any("terminated" in state for state in states), name
 
     def obey_rules(self, patch: Raw) -> None:
         """The CRD's transition rules, as `ktrdr_api.crd_rules` has them."""
@@ -301,7 +315,7 @@ class SimulatedCluster:
         self._now += timedelta(seconds=seconds)
 
     def step(self) -> None:
-        """Let the kubelet do one thing with every pod, and time pass."""
+        """The kubelet does one thing with every pod, and time passes."""
         self.turns += 1
         for pod in self.pods():
             self._step_pod(pod)
@@ -392,7 +406,7 @@ class SimulatedCluster:
         self.cluster.put(resource, raw)
 
     def end(self) -> tuple[Any, ...]:
-        """Outcome: the part of the state that must not depend on the history."""
+        """How it ended: what must be the same whatever happened on the way."""
         status = self.status()
         failure = status.get("failure", {})
         return (
@@ -437,6 +451,6 @@ async def run_to_end(simulation: SimulatedCluster, *operators: Operator) -> None
 
 
 async def yield_often(random: Random) -> None:
-    """Yield to other tasks a few times."""
+    """Let others run a few times."""
     for _ in range(random.randrange(4)):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Random histories: every TrainingJob has one outcome, whatever events arrive in which order."""
+"""Random histories: whatever arrives, when, and in which order, every TrainingJob ends well."""
 
 import asyncio
 import logging
@@ -16,6 +16,7 @@ from ktrdr_api.conditions import TERMINAL
 from ktrdr_client.cluster import PODS, TRAINING_JOBS, Resource
 from ktrdr_operator.handlers import Handlers
 from ktrdr_operator.intake import Intake
+from ktrdr_operator.observe import FRESH_SECONDS
 from ktrdr_operator.store import KnownJob, KnownPod
 from simulated_cluster import (
     KEY,
@@ -162,6 +163,10 @@ async def test_events_of_a_deleted_job_restore_it_until_the_next_list_at_most(ca
     assert KEY not in operator.store.jobs
 
 
+def is_job(event: Event) -> bool:
+    return bool(event["object"].get("kind") == names.KIND)
+
+
 class LateAnswer(NamedTuple):
     """A live read whose answer is under way."""
 
@@ -173,26 +178,29 @@ class LateAnswer(NamedTuple):
 
 
 STORM_LIMIT: Final = 5
-"""Reconciles of an unchanged simulation after which no write is allowed."""
+"""Reconciles of an unchanged world after which nothing may be written any more."""
 LATE_TURNS: Final = 2
-"""A request takes 15 s at most; a turn of the simulation is 7 s."""
+"""A request takes 15 s at most; a turn of the world is 7 s."""
 
 
 class History:
     """One namespace in which everything happens that happens in a cluster.
 
-    Events come in kopf's order: those of one UID in order, those of different UIDs in any. After a
-    restore of etcd no watch says anything until there is a new list.
+    Events come in kopf's order: those of one UID in order, those of different UIDs in any. A new
+    process, and one whose etcd was restored, hears of nothing before it has listed. Beside it works
+    another operator, which only knows what its last list said.
     """
 
     def __init__(self, script: dict[int, str]) -> None:
         self.simulation = SimulatedCluster(script)
         self.simulation.submit()
         self.operator = Operator(self.simulation)
+        self.behind, self.listed_behind = Operator(self.simulation), 0.0
         self.pending: dict[str, list[Event]] = {}
         self.answers: list[LateAnswer] = []
         self.backups: list[Backup] = []
-        self.is_watching = True
+        self.is_watching = False
+        self.is_label_removed = False
         self._seen: dict[str, Raw] = {}
         self._deleted: dict[str, str] = {}
         self._best: dict[str, tuple[int, frozenset[str]]] = {}
@@ -207,6 +215,9 @@ class History:
             self.simulation.step()
         elif action == "work":
             await self.operator.work()
+        elif action == "work behind":
+            if self.simulation.monotonic() - self.listed_behind > FRESH_SECONDS:
+                await self.behind.work()
         else:
             self.actions(number)[action]()
         self.look()
@@ -217,8 +228,10 @@ class History:
         return {
             "step": self.simulation.step,
             "event": partial(self.deliver_one, number),
+            "event of": partial(self.deliver_of, number),
             "list": self.relist,
             "restart": self.restart,
+            "list behind": self.list_behind,
             "send get": partial(self.send_get, number),
             "answer": self.answer,
             "cancel": partial(self.edit, cancel=True),
@@ -237,11 +250,9 @@ class History:
 
     def look(self) -> None:
         """Note what a watch by label would say about the changes since the last look."""
-        found = [*self.simulation.cluster.read_all(TRAINING_JOBS), *self.simulation.pods()]
-        now = {raw["metadata"]["uid"]: raw for raw in found if self.is_watched(raw)}
         if not self.is_watching:
-            self._seen = now
             return
+        now = self.watched()
         for uid, raw in now.items():
             if uid not in self._seen:
                 self.note("ADDED", raw)
@@ -251,9 +262,18 @@ class History:
             self.note("DELETED", self.last_state(uid))
         self._seen = now
 
-    @staticmethod
-    def is_watched(raw: Raw) -> bool:
-        return raw.get("kind") == names.KIND or names.LABEL_JOB in raw["metadata"]["labels"]
+    def look_anew(self) -> None:
+        self._seen = self.watched()
+
+    def break_watches(self) -> None:
+        """Events and answers that were under way are lost."""
+        self.pending, self.answers, self.is_watching = {}, [], False
+
+    def watched(self) -> dict[str, Raw]:
+        """All TrainingJobs, and the pods that have the label, by UID."""
+        pods = [p for p in self.simulation.pods() if names.LABEL_JOB in p["metadata"]["labels"]]
+        found = [*self.simulation.cluster.read_all(TRAINING_JOBS), *pods]
+        return {raw["metadata"]["uid"]: raw for raw in found}
 
     def last_state(self, uid: str) -> Raw:
         """With the version of the deletion, or of the change that took the label away."""
@@ -285,6 +305,14 @@ class History:
             self.deliver(self.pending[uid].pop(0))
             self.pending = {uid: events for uid, events in self.pending.items() if events}
 
+    def deliver_of(self, number: int) -> None:
+        """The next event of the nth TrainingJob that there was; of a pod for 0."""
+        jobs = sorted(uid for uid, events in self.pending.items() if is_job(events[0]))
+        pods = sorted(self.pending.keys() - set(jobs))
+        uid = pods[0] if number == 0 else jobs[number - 1]
+        self.deliver(self.pending[uid].pop(0))
+        self.pending = {uid: events for uid, events in self.pending.items() if events}
+
     def deliver_all(self) -> None:
         for events in self.pending.values():
             for event in events:
@@ -293,18 +321,27 @@ class History:
 
     def deliver(self, event: Event) -> None:
         intake = Intake(self.operator.store, self.operator.queue)
-        is_job = event["object"].get("kind") == names.KIND
-        (intake.take_job if is_job else intake.take_pod)(event["type"], event["object"])
+        (intake.take_job if is_job(event) else intake.take_pod)(event["type"], event["object"])
 
     def relist(self) -> None:
-        """A full list; kopf lists as well if its watches are broken, and goes on from there."""
+        """A full list; the watches begin there if they are broken."""
+        # A list takes longer than a read: reads of what was unknown have been answered before.
+        self.answers = [late for late in self.answers if late.before is not None]
         self.operator.relist()
+        self.check_store()
         if not self.is_watching:
-            self.pending, self.is_watching = {}, True
+            self.is_watching = True
+            self.look_anew()
 
     def restart(self) -> None:
         """A new process, which has no state and no requests under way."""
-        self.operator, self.answers = Operator(self.simulation), []
+        self.operator = Operator(self.simulation)
+        self.break_watches()
+
+    def list_behind(self) -> None:
+        """It acts later, on what is known now; what is younger it takes for the present state."""
+        self.behind.relist()
+        self.listed_behind = self.simulation.monotonic()
 
     def send_get(self, number: int) -> None:
         """Read the TrainingJob or one of its pods; the answer comes later."""
@@ -358,9 +395,12 @@ class History:
             self.simulation.submit()
 
     def remove_label(self) -> None:
-        for pod in self.simulation.pods():
-            pod["metadata"]["labels"].pop(names.LABEL_JOB, None)
-            self.simulation._put(PODS, pod)
+        """Not in a world that was restored, and no restore after it: see `restore`."""
+        if not self.simulation._restores:
+            self.is_label_removed = True
+            for pod in self.simulation.pods():
+                pod["metadata"]["labels"].pop(names.LABEL_JOB, None)
+                self.simulation._put(PODS, pod)
 
     def create_job_again(self) -> None:
         self.delete_job()
@@ -368,11 +408,15 @@ class History:
         self.create_job()
 
     def restore(self, turns: int) -> None:
-        """To what etcd was some turns ago."""
-        if self.backups:
+        """To what etcd was some turns ago.
+
+        A pod without its label whose version falls is not believed to exist: the list does not
+        have it, and an answer with a lower version looks like one from before its deletion.
+        """
+        if self.backups and not self.is_label_removed:
             self.backups = self.backups[: max(len(self.backups) - turns, 1)]
             self.simulation.restore(self.backups[-1])
-            self.pending, self.answers, self.is_watching = {}, [], False
+            self.break_watches()
             self._best, self._deleted = {}, {}
 
     # What must hold.
@@ -392,8 +436,35 @@ class History:
         assert ends >= before[1]
         self._best[raw["metadata"]["uid"]] = (attempt, ends)
 
+    def check_events(self) -> None:
+        """Events alone, without a list, bring the store up to date, whatever overtook them."""
+        if self.is_watching:
+            self.look()
+            self.deliver_all()
+            while self.answers:
+                self.answer()
+            self.check_store()
+
+    def check_store(self) -> None:
+        """What is known is what is there."""
+        raw, store = self.present(), self.operator.store
+        known = store.jobs.get(KEY)
+        want = None if raw is None else (raw["metadata"]["uid"], version_of(raw))
+        assert (None if known is None else (known.uid, known.version)) == want
+        pods = {p["metadata"]["name"]: version_of(p) for p in self.watched_pods()}
+        there = {name: store.pod(KEY, name) for name in pods}
+        assert {name: found and found.version for name, found in there.items()} == pods
+        views = [v for v in store.pods_of(KEY) if not (v.gone or v.ended or v.unlabelled)]
+        assert {view.name for view in views} <= set(pods)
+
+    def watched_pods(self) -> list[Raw]:
+        """Those that the store keeps: finished ones only until the job has finished."""
+        found = [raw for raw in self.watched().values() if raw.get("kind") != names.KIND]
+        return [pod for pod in found if is_alive(pod)]
+
     async def settle(self) -> None:
         """A quiet time with complete lists: everything comes to its end, and then to rest."""
+        self.check_events()
         for _ in range(MAX_ROUNDS):
             self.relist()
             await self.work_until_quiet()
@@ -405,24 +476,28 @@ class History:
         assert self.is_settled(), (self.present(), self.simulation.alive())
         for operator in (self.operator, Operator(self.simulation)):
             operator.relist()
-            before = len(self.simulation.cluster.requests)
+            before = self.versions()
             await operator.work()
-            assert self.writes(before) == []
+            assert self.versions() == before
 
     async def work_until_quiet(self) -> None:
-        """Few writes are needed in a simulation in which nothing else changes."""
+        """No storm: a world in which nothing else moves needs few writes."""
         for _ in range(STORM_LIMIT):
-            before = len(self.simulation.cluster.requests)
+            before = self.versions()
             await self.operator.work()
             self.look()
             self.deliver_all()
-            if not self.writes(before):
+            if self.versions() == before:
                 return
         raise AssertionError(f"status is written again and again: {self.present()}")
 
-    def writes(self, since: int) -> list[str]:
-        requests = self.simulation.cluster.requests[since:]
-        return [f"{r.method} {r.kind}" for r in requests if r.method not in ("get", "list")]
+    def versions(self) -> dict[str, int]:
+        """What changes with every write that changes something."""
+        found = [
+            *self.simulation.cluster.read_all(TRAINING_JOBS),
+            *self.simulation.cluster.read_all(PODS),
+        ]
+        return {raw["metadata"]["uid"]: version_of(raw) for raw in found}
 
     def is_settled(self) -> bool:
         """Finished or deleted, and no pod runs."""
@@ -431,9 +506,15 @@ class History:
         return is_over and not any(is_alive(pod) for pod in self.simulation.pods())
 
 
+def version_of(raw: Raw) -> int:
+    return int(raw["metadata"]["resourceVersion"])
+
+
 ORDINARY: Final = ("turn", "turn", "turn", "event", "event", "work", "step", "list")
 RARE: Final = (
     "restart",
+    "list behind",
+    "work behind",
     "send get",
     "answer",
     "cancel",
@@ -466,7 +547,7 @@ SCRIPTS: Final[tuple[dict[int, str], ...]] = (
 
 async def run_history(steps: list[tuple[str, int]], script: dict[int, str]) -> History:
     history = History(dict(script))
-    history.look()
+    history.relist()
     for action, number in steps:
         await history.act(action, number)
     history.simulation.script = {
@@ -497,9 +578,23 @@ NAMED: Final[dict[str, tuple[list[tuple[str, int]], dict[int, str], tuple[Any, .
         {},
         ("Succeeded", 1),
     ),
-    # u1 MODIFIED, u2 ADDED, u1 MODIFIED, u1 DELETED: per UID in order.
-    "created again, end of the first one comes last": (
-        [T, T, T, ("create job again", 0), ("event", 1), ("event", 2), ("work", 0), E, E, E, T],
+    # MODIFIED of the second one, then MODIFIED and DELETED of the first: per UID in order.
+    "created again, events of the first one come last": (
+        [T, T, T, ("create job again", 0), ("event of", 2), ("event of", 1), ("event of", 1)],
+        {},
+        ("Succeeded", 1),
+    ),
+    "created again twice, the one in between is known last": (
+        [("create job again", 0), ("create job again", 0), ("event of", 3), ("event of", 2)],
+        {},
+        ("Succeeded", 1),
+    ),
+    "created again, pod of the second one is known first": (
+        [
+            *[("delete job", 0), E, ("create job", 0)],
+            *[("list behind", 0), *[("step", 0)] * 5, ("work behind", 0)],
+            *[("event of", 0), ("work", 0)],
+        ],
         {},
         ("Succeeded", 1),
     ),
@@ -543,6 +638,21 @@ NAMED: Final[dict[str, tuple[list[tuple[str, int]], dict[int, str], tuple[Any, .
         {1: "fail"},
         ("Succeeded", 2),
     ),
+    "schema narrowed before the start": (
+        [("narrow schema", 0), T, T],
+        {},
+        ("Failed", 0),
+    ),
+    "schema narrowed between two attempts": (
+        [*[T] * 5, ("narrow schema", 0), T, T],
+        {1: "fail"},
+        ("Failed", 1),
+    ),
+    "another operator knows only the new job": (
+        [("list behind", 0), *[T] * 8, ("work behind", 0), T],
+        {1: "vanish", 2: "stay"},
+        ("Succeeded", 2),
+    ),
     "schema narrowed while it runs": (
         [T, T, T, T, ("narrow schema", 0), T, T],
         {1: "stay"},
@@ -563,6 +673,11 @@ NAMED: Final[dict[str, tuple[list[tuple[str, int]], dict[int, str], tuple[Any, .
         {1: "fail"},
         ("Succeeded", 2),
     ),
+    "answer about the job comes after its deletion": (
+        [T, ("send get", 1), ("delete job", 0), T, ("answer", 0)],
+        {},
+        (),
+    ),
     "answer about the job comes after its successor": (
         [T, ("send get", 1), ("create job again", 0), ("answer", 0), E, E, ("work", 0), T],
         {},
@@ -579,3 +694,17 @@ async def test_known_history_ends_with_one_outcome_and_never_two_trainers(
     raw = history.present()
     found = () if raw is None else (raw["status"]["phase"], raw["status"]["attempt"])
     assert found == want
+
+
+async def test_history_after_a_restore_needs_no_list_to_write_again() -> None:
+    """Every write names a version that the server does not have any more."""
+    history = History({1: "stay"})
+    history.relist()
+    for _ in range(6):
+        await history.act("turn", 0)
+    assert history.simulation.status()["phase"] == "Running"
+    await history.act("restore", 1)
+    history.operator.store.report_interval_seconds = 30
+    for _ in range(3):
+        await history.act("work", 0)
+    assert history.simulation.status()["reportPeriodSeconds"] == 30

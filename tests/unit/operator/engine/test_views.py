@@ -151,6 +151,10 @@ SANDBOX: Final = condition("PodReadyToStartContainers")
 HELD_UP: Final[dict[str, tuple[Raw, WaitReason | None]]] = {
     "nobody has said a word": (pod_raw(node=None), None),
     "scheduled, nothing else": (held_up(None, conditions=(SCHEDULED,)), None),
+    "scheduled, with a message": (
+        held_up(None, conditions=(condition("PodScheduled", "nominated", status="True"),)),
+        None,
+    ),
     "container is being created": (
         held_up({"waiting": {"reason": "ContainerCreating"}}),
         None,
