@@ -22,7 +22,7 @@ from ktrdr_operator.store import JobKey, Store
 from ktrdr_operator.strategies import StrategyReader
 from ktrdr_operator.views import Raw, view_job
 
-EVENTS_AFTER_SECONDS: Final = 5.0
+EVENTS_AFTER_SECONDS: Final = 15.0
 """Age of a pod from which its Events are read: most pods have started by then."""
 FRESH_SECONDS: Final = 30.0
 """A job that was received longer ago is read again before a start that no status write precedes."""
@@ -79,6 +79,7 @@ class Observer:
             job=job,
             pods=self.store.pods_of(key),
             report_interval_seconds=self.store.report_interval_seconds,
+            unwritten_jobs=self.store.unwritten_jobs,
             seconds_since_report=self.store.seconds_since_report(key),
             seconds_since_write=None if written is None else self.clock() - written,
         )

@@ -176,6 +176,8 @@ class Snapshot:
     """None unless an attempt may start now."""
     report_interval_seconds: int | None = None
     """Minimum seconds between progress reports, for all trainers; None without a limit."""
+    unwritten_jobs: int = 0
+    """TrainingJobs of the whole cluster whose status nobody has written yet."""
     seconds_since_report: float | None = None
     """Seconds since the operator received the trainer's latest report."""
     seconds_since_write: float | None = None

@@ -61,6 +61,8 @@ class Store:
         self._deleted_pods: dict[JobKey, dict[str, PodView]] = {}
         self.report_interval_seconds: int | None = None
         """Minimum seconds between progress reports of each trainer; see `report_interval`."""
+        self.unwritten_jobs: int = 0
+        """TrainingJobs whose status nobody has written yet: how large a burst of new ones is."""
         self.silence_seconds: float = 300.0
         """A report after a longer silence asks for a decision: status may say NotReporting."""
 
@@ -296,7 +298,8 @@ class Store:
         job = self.jobs.get(pod.job)
         return not pod.is_over or (job is not None and not job.is_settled)
 
-    def _on_job(self, key: JobKey, _before: KnownJob | None, job: KnownJob | None) -> None:
+    def _on_job(self, key: JobKey, before: KnownJob | None, job: KnownJob | None) -> None:
+        self.unwritten_jobs += _is_unwritten(job) - _is_unwritten(before)
         if job is not None and not job.is_settled:
             self._forget_deleted_pods(key, job)
             return
@@ -336,3 +339,7 @@ class Store:
 
 def _may_matter(view: PodView, job: KnownJob) -> bool:
     return view.owner_uid == job.uid and view.attempt >= job.attempt
+
+
+def _is_unwritten(job: KnownJob | None) -> int:
+    return int(job is not None and not job.phase)

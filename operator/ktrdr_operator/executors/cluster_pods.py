@@ -42,6 +42,7 @@ class ClusterPods:
     defaults: PodDefaults
     _prepared: set[str] = field(default_factory=set)
     """Namespaces that have the trainers' account and role binding."""
+    _preparing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def forget_prepared(self) -> None:
         """Make sure of the accounts and role bindings again: somebody may have deleted one."""
@@ -79,15 +80,16 @@ class ClusterPods:
 
     async def _prepare(self, namespace: str) -> None:
         """Create the trainers' account and role binding of a namespace if they are missing."""
-        if namespace in self._prepared:
-            return
-        await _together(
-            self._create_shared(SERVICE_ACCOUNTS, manifests.trainer_account(namespace)),
-            self._create_shared(
-                ROLE_BINDINGS, manifests.trainer_role_binding(namespace, self.defaults)
-            ),
-        )
-        self._prepared.add(namespace)
+        async with self._preparing:  # the first jobs of a namespace start concurrently
+            if namespace in self._prepared:
+                return
+            await _together(
+                self._create_shared(SERVICE_ACCOUNTS, manifests.trainer_account(namespace)),
+                self._create_shared(
+                    ROLE_BINDINGS, manifests.trainer_role_binding(namespace, self.defaults)
+                ),
+            )
+            self._prepared.add(namespace)
 
     async def _create_shared(self, resource: Resource, manifest: Manifest) -> None:
         try:

@@ -134,7 +134,15 @@ TABLE: dict[str, tuple[Snapshot, Want]] = {
     ),
     "pod pending, no reason given, after 4 s": (
         snapshot(job_raw(), pod_raw(age=4)),
-        Want(Phase.STARTING, Reason.STARTING, RECONCILING, requeue=6.0),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, requeue=11.0),
+    ),
+    "pod pending, no reason given, after 4 s, in a burst": (
+        replace(snapshot(job_raw(), pod_raw(age=4)), unwritten_jobs=21),
+        Want(None, None, set(), requeue=11.0),
+    ),
+    "pod pending, no reason given, after 20 s, in a burst": (
+        replace(snapshot(job_raw(), pod_raw(age=20)), unwritten_jobs=500),
+        Want(Phase.STARTING, Reason.STARTING, RECONCILING, requeue=10.0),
     ),
     "pod pending, no reason given, after 90 s": (
         started(pod_raw()),

@@ -1,5 +1,6 @@
 """Faults around one TrainingJob: what the user reads, what it costs, and that it recovers."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -227,7 +228,7 @@ async def test_reconcile_pod_explained_by_its_events_is_reported_within_a_minute
                 "lastTimestamp": f"2026-01-01T12:00:0{number}Z",
             },
         )
-    simulation.wait(10)
+    simulation.wait(15)
     status = await turn(simulation, operator)
     assert status["waiting"]["reason"] == "PodNotReady"
     assert status["waiting"]["message"].startswith(words)
@@ -450,3 +451,17 @@ async def test_reconcile_forgets_the_backoff_of_a_key_after_a_success() -> None:
     assert operator.queue.failures(KEY) == 1
     await turn(simulation, operator)
     assert operator.queue.failures(KEY) == 0
+
+
+async def test_reconcile_concurrent_first_jobs_of_a_namespace_create_its_account_once() -> None:
+    cluster = SimulatedCluster()
+    operator = Operator(cluster)
+    for number in range(5):
+        raw = job_raw(f"job-{number}", uid=f"uid-job-{number}")
+        del raw["metadata"]["resourceVersion"]
+        cluster.cluster.put(TRAINING_JOBS, raw)
+    operator.relist()
+    operator.client.pause = lambda: asyncio.sleep(0)
+    await asyncio.gather(*(operator.work(JobKey(NAMESPACE, f"job-{n}")) for n in range(5)))
+    kinds = [r.kind for r in cluster.cluster.requests if r.method == "create"]
+    assert sorted(kinds) == ["Pod"] * 5 + ["RoleBinding", "ServiceAccount"]

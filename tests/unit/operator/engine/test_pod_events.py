@@ -205,8 +205,8 @@ async def test_pod_events_remembers_a_bounded_number_of_pods() -> None:
 @pytest.mark.parametrize(
     ("pod", "want"),
     [
-        (pod_raw(age=4), 0),
-        (pod_raw(age=5), 1),
+        (pod_raw(age=14), 0),
+        (pod_raw(age=15), 1),
         (pod_raw(age=90), 1),
         (pod_raw(age=90, node=None), 1),
         (waiting_pod("ContainerCreating", "", age=90), 1),
@@ -215,8 +215,8 @@ async def test_pod_events_remembers_a_bounded_number_of_pods() -> None:
         (pod_raw(age=90, phase="Failed", reason="OutOfcpu"), 0),
     ],
     ids=[
-        "4 s old",
-        "5 s old",
+        "14 s old",
+        "15 s old",
         "old",
         "old, no node",
         "container is being created",

@@ -3,6 +3,7 @@ from typing import Any
 import orjson
 import pytest
 
+import engine_builders
 from engine_builders import JOB, NAMESPACE, UID, Raw, ended_pod, job_raw, pod_raw, recorded
 from engine_builders import progress as progress_raw
 from ktrdr_api.conditions import ConditionType
@@ -293,3 +294,14 @@ def test_store_skipped_namespace_stays_as_it_is(store: Store) -> None:
     store.put_pod(pod_raw())
     assert store.finish_resync(store.begin_resync(), {NAMESPACE}) == set()
     assert (KEY in store.jobs, names_of(store)) == (True, [("fx-1-0", False)])
+
+
+def test_store_counts_jobs_without_a_written_status() -> None:
+    store, jobs = Store(), [engine_builders.job_raw(f"job-{n}", uid=f"uid-{n}") for n in range(3)]
+    store.replace(jobs, [])
+    assert store.unwritten_jobs == 3
+    started = {**jobs[0], "status": {"phase": "Running"}}
+    started["metadata"] = {**jobs[0]["metadata"], "resourceVersion": "9"}
+    store.put_own_write(started)
+    store.drop_job(JobKey(engine_builders.NAMESPACE, "job-1"), "uid-1")
+    assert store.unwritten_jobs == 1
