@@ -241,13 +241,7 @@ class Cluster:
             middlewares=(*middlewares, self._authorize),
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=self._configuration.proxy or _proxy_of_environment(self.server),
-            headers={
-                "User-Agent": names.OPERATOR_MANAGER,
-                "Accept": "application/json",
-                # Lists are large and the API server is near: aiohttp decompresses every chunk in a
-                # thread of its own.
-                "Accept-Encoding": "identity",
-            },
+            headers={"User-Agent": names.OPERATOR_MANAGER, "Accept": "application/json"},
         )
 
     async def _authorize(
