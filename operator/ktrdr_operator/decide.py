@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
-from ktrdr_api import names
 from ktrdr_api.conditions import CONDITIONS_OF_PHASE, ConditionType, Phase, Reason
 from ktrdr_api.training_job import AttemptState, Condition, Display, Progress, TrainingJobStatus
 from ktrdr_operator.policies import POLICIES
@@ -94,7 +93,7 @@ def _plan(snapshot: Snapshot, job: JobView, result: PolicyResult, now: datetime)
             "phase": result.phase.value,
             "reason": result.reason.value,
             "message": result.message,
-            "gpus": _gpus(job),
+            "gpus": job.gpus,
             "conditions": _conditions(job, result, now),
         }
     )
@@ -271,8 +270,3 @@ def _events(
         words = "; ".join(after.warnings)
         events.append(PlannedEvent("Warning", Reason.TRAINER_WARNING.value, words))
     return tuple(events)
-
-
-def _gpus(job: JobView) -> int:
-    limits = job.spec.trainer.resources.limits
-    return sum(int(count) for name, count in limits.items() if names.is_gpu_resource(name))

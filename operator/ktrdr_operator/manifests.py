@@ -64,7 +64,6 @@ def fits_into_pod(job: JobView, strategy: StrategyText) -> bool:
 
 def run_request(job: JobView, start: AttemptStart) -> RunRequest:
     """Build the RunRequest of an attempt."""
-    limits = job.spec.trainer.resources.limits
     return RunRequest(
         job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
         attempt=start.attempt,
@@ -82,7 +81,7 @@ def run_request(job: JobView, start: AttemptStart) -> RunRequest:
         progress_period_seconds=job.spec.progress.period_seconds,
         checkpoint_on_cancel=job.spec.cancellation.checkpoint,
         reporting="kubernetes",
-        gpus=sum(int(count) for name, count in limits.items() if names.is_gpu_resource(name)),
+        gpus=job.gpus,
     )
 
 

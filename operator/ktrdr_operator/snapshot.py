@@ -144,6 +144,12 @@ class JobView:
     unreadable: str = ""
     """Why the spec cannot be parsed; `spec` then has only the fields that could be read."""
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that each pod requests."""
+        limits = self.spec.trainer.resources.limits
+        return sum(int(count) for name, count in limits.items() if names.is_gpu_resource(name))
+
 
 class CreateFailureKind(StrEnum):
     """Consequence of a failed create of a child."""

@@ -19,6 +19,7 @@ from ktrdr_operator.policies.interface import (
     finished,
     format_timestamp,
     parse_timestamp,
+    seconds_until_overdue,
     terminating_message,
 )
 from ktrdr_operator.snapshot import PodView
@@ -63,7 +64,7 @@ def _stopping(
         message=_stopping_message(policy_input, pods, format_timestamp(deadline) if wait else ""),
         changes={**_attempt(policy_input), "cancellation": receipt, "waiting": None},
         deletions=() if wait else tuple(d for pod in pods for d in deletion_of(pod)),
-        requeue_seconds=wait or _seconds_until_overdue(policy_input, pods),
+        requeue_seconds=wait or seconds_until_overdue(policy_input, *pods),
     )
 
 
@@ -86,13 +87,6 @@ def _stopping_message(policy_input: PolicyInput, pods: tuple[PodView, ...], dead
     if pod.deletion_time is not None and policy_input.now > pod.deletion_time:
         return f"Cancel requested; {terminating_message(policy_input, pod)}"
     return f'Cancel requested; pod "{pod.name}" is being deleted, waiting for its process to exit'
-
-
-def _seconds_until_overdue(policy_input: PolicyInput, pods: tuple[PodView, ...]) -> float | None:
-    """Reconcile again once a pod should have ended, to name the remedy."""
-    times = [pod.deletion_time for pod in pods if pod.deletion_time is not None]
-    waits = [policy_input.seconds_until(moment) for moment in times if moment >= policy_input.now]
-    return min(waits) + 1.0 if waits else None
 
 
 def _stopped(policy_input: PolicyInput, receipt: CancellationReceipt) -> PolicyResult | None:

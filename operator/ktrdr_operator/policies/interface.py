@@ -192,6 +192,13 @@ def starting_message(policy_input: PolicyInput, attempt: int) -> str:
     return f'Pod "{names.pod_name(policy_input.job.name, attempt)}" is starting'
 
 
+def seconds_until_overdue(policy_input: PolicyInput, *pods: PodView) -> float | None:
+    """Reconcile again once one of these pods should have ended, to name the remedy."""
+    times = [pod.deletion_time for pod in pods if pod.deletion_time is not None]
+    waits = [policy_input.seconds_until(moment) for moment in times if moment >= policy_input.now]
+    return min(waits) + 1.0 if waits else None
+
+
 def terminating_message(policy_input: PolicyInput, pod: PodView) -> str:
     """Message of a pod that is being deleted, with the remedy after its grace period."""
     deadline = pod.deletion_time

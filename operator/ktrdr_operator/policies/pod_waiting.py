@@ -16,6 +16,7 @@ from ktrdr_operator.policies.interface import (
     deletion_of,
     format_timestamp,
     parse_timestamp,
+    seconds_until_overdue,
     terminating_message,
 )
 from ktrdr_operator.snapshot import PodView, WaitReason
@@ -184,7 +185,6 @@ def _unexplained(pod: PodView, age: float) -> WaitReason | None:
 
 def _terminating(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
     message = terminating_message(policy_input, pod)
-    wait = policy_input.seconds_until(pod.deletion_time) if pod.deletion_time else 0.0
     return PolicyResult(
         phase=Phase.STARTING,
         reason=Reason.TERMINATING,
@@ -193,7 +193,7 @@ def _terminating(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
             **interface.pending(policy_input, pod.attempt),
             "waiting": policy_input.waiting(Reason.TERMINATING, message),
         },
-        requeue_seconds=wait + 1.0 if wait else None,
+        requeue_seconds=seconds_until_overdue(policy_input, pod),
     )
 
 

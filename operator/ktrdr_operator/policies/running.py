@@ -5,7 +5,12 @@ from typing import Any
 from ktrdr_api import names
 from ktrdr_api.conditions import Phase, Reason
 from ktrdr_operator.policies import interface
-from ktrdr_operator.policies.interface import PolicyInput, PolicyResult, terminating_message
+from ktrdr_operator.policies.interface import (
+    PolicyInput,
+    PolicyResult,
+    seconds_until_overdue,
+    terminating_message,
+)
 from ktrdr_operator.snapshot import PodView
 
 
@@ -44,13 +49,12 @@ def evaluate(policy_input: PolicyInput) -> PolicyResult | None:
 def _terminating(policy_input: PolicyInput, pod: PodView, changes: dict[str, Any]) -> PolicyResult:
     """The phase stays Running, because the process may still write to the output volume."""
     message = terminating_message(policy_input, pod)
-    wait = policy_input.seconds_until(pod.deletion_time) if pod.deletion_time else 0.0
     return PolicyResult(
         phase=Phase.RUNNING,
         reason=Reason.TERMINATING,
         message=message,
         changes={**changes, "waiting": policy_input.waiting(Reason.TERMINATING, message)},
-        requeue_seconds=wait + 1.0 if wait else None,
+        requeue_seconds=seconds_until_overdue(policy_input, pod),
     )
 
 

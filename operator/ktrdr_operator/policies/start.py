@@ -18,6 +18,7 @@ from ktrdr_operator.policies.interface import (
     PolicyResult,
     format_timestamp,
     parse_timestamp,
+    seconds_until_overdue,
     terminating_message,
 )
 from ktrdr_operator.snapshot import AttemptStart, PodView, StrategyText
@@ -125,7 +126,7 @@ def _previous_pod(policy_input: PolicyInput, pod: PodView) -> PolicyResult:
         reason=Reason.TERMINATING if pod.deleting else Reason.RETRYING,
         message=message,
         changes={"waiting": policy_input.waiting(Reason.TERMINATING, message)},
-        requeue_seconds=_seconds_until_overdue(policy_input, pod),
+        requeue_seconds=seconds_until_overdue(policy_input, pod),
     )
 
 
@@ -142,14 +143,8 @@ def _pod_of_deleted_job(policy_input: PolicyInput, pod: PodView) -> PolicyResult
         reason=Reason.PENDING,
         message=message,
         changes={"waiting": policy_input.waiting(Reason.PENDING, message)},
-        requeue_seconds=_seconds_until_overdue(policy_input, pod),
+        requeue_seconds=seconds_until_overdue(policy_input, pod),
     )
-
-
-def _seconds_until_overdue(policy_input: PolicyInput, pod: PodView) -> float | None:
-    if pod.deletion_time is None or policy_input.now > pod.deletion_time:
-        return None
-    return policy_input.seconds_until(pod.deletion_time) + 1.0
 
 
 def _strategy_missing(policy_input: PolicyInput, strategy: StrategyText) -> PolicyResult:
